@@ -1,0 +1,159 @@
+"""JSON -> every number of the CTFM architecture, with its meaning. Lengths are in voxels and tokens; millimetres and
+Hounsfield units belong to the image processor."""
+
+import math
+from dataclasses import field
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
+
+
+def _check_head_size(config: "CTFMVisionConfig | CTFMGlobalConfig") -> None:
+    head_size, rest = divmod(config.hidden_size, config.num_attention_heads)
+    if rest or head_size % 6:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} over num_attention_heads {config.num_attention_heads} must give a head "
+            "size that divides by 6: 3D RoPE turns pairs of channels on three axes. 384 over 4 does (96)."
+        )
+
+
+@strict
+class CTFMGlobalConfig(PreTrainedConfig):
+    """The global transformer, over the crop descriptors of a whole scan.
+
+    Args:
+        input_size: channels of a crop descriptor; set by `CTFMVisionConfig` to twice its hidden size.
+        rope_theta: longest period of the rotary embedding over the crop grid, in half grid extents.
+        layerscale_value: initial value of the residual scales (Touvron et al. 2021, arXiv:2103.17239).
+    """
+
+    model_type = "ctfm_global"
+    base_config_key = "global_config"
+
+    input_size: int | None = None
+    hidden_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int = 1536
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    rope_theta: float | int = 100.0
+    layerscale_value: float | int = 1e-3
+    attention_dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def validate_architecture(self) -> None:
+        _check_head_size(self)
+
+
+@strict
+class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
+    """The local transformer over crops, and in `global_config` the transformer over their descriptors.
+
+    Args:
+        patch_size: voxels under one token, `(depth, height, width)`.
+        rope_theta: longest period of the rotary embedding over a crop's tokens, in half crop extents.
+        layerscale_value: initial value of the residual scales.
+        num_register_tokens: extra tokens without a place, after the class token (Darcet et al. 2024, arXiv:2309.16588).
+        drop_path_rate: share of residual branches left out in the last layer while training, growing linearly from 0.
+        pooled_grid: descriptors that the global transformer sees of one crop, `(depth, height, width)`. `(1, 1, 1)` is
+            one: the class token beside the mean of the patch tokens.
+        air_patch_level: `None` encodes every patch. A number leaves out the patches whose brightest voxel is at most
+            that, in units of `pixel_values` (0 to 1): less work and other outputs, so use it with weights that were
+            trained with it. With a window of -1000 to 1000 HU, 0.05 is -900 HU.
+        crops_per_chunk: crops encoded at once while no gradient is kept; bounds memory, changes nothing else.
+        global_config: `None` leaves the global transformer out; the scan's feature is then the largest value of every
+            descriptor channel over its crops.
+    """
+
+    model_type = "ctfm_vision"
+    base_config_key = "vision_config"
+    sub_configs_defaults = {"global_config": SubConfigSpec(CTFMGlobalConfig, optional=True)}
+
+    num_channels: int = 1
+    patch_size: list[int] | tuple[int, ...] = (8, 16, 16)
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 4
+    intermediate_size: int = 1536
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    rope_theta: float | int = 1000.0
+    layerscale_value: float | int = 1e-3
+    num_register_tokens: int = 0
+    attention_dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    pooled_grid: list[int] | tuple[int, ...] = (1, 1, 1)
+    air_patch_level: float | int | None = None
+    crops_per_chunk: int = 8
+    global_config: dict | PreTrainedConfig | None = field(default_factory=dict)
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.patch_size = list(self.patch_size)
+        self.pooled_grid = list(self.pooled_grid)
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+        if self.global_config is not None and self.global_config.input_size is None:
+            self.global_config.input_size = 2 * self.hidden_size
+
+    def validate_architecture(self) -> None:
+        _check_head_size(self)
+        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
+            raise ValueError(f"patch_size {self.patch_size} must be three positive numbers (depth, height, width).")
+        if len(self.pooled_grid) != 3 or min(self.pooled_grid) < 1:
+            raise ValueError(f"pooled_grid {self.pooled_grid} must be three positive numbers (depth, height, width).")
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens in front of the patch tokens: the class token and the registers."""
+        return 1 + self.num_register_tokens
+
+    @property
+    def feature_size(self) -> int:
+        """Channels of a scan's feature."""
+        return 2 * (self.hidden_size if self.global_config is None else self.global_config.hidden_size)
+
+
+@strict
+class CTFMConfig(PreTrainedConfig):
+    """A scan encoder and a text encoder that meet in one space.
+
+    Args:
+        text_config: any text encoder that transformers knows (`BertConfig`, `Qwen3Config`, ...).
+        text_pooling: `"mean"` over the tokens, or `"last"` token, as decoder-only encoders are trained.
+        projection_hidden_size, projection_bottleneck_size, projection_dim: widths of both projection heads.
+        logit_scale_init_value, logit_bias_init_value: of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343).
+    """
+
+    model_type = "ctfm"
+    sub_configs_defaults = {
+        "vision_config": CTFMVisionConfig,
+        "text_config": SubConfigSpec(AutoConfig, model_type="bert"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    text_pooling: str = "mean"
+    projection_hidden_size: int = 2048
+    projection_bottleneck_size: int = 256
+    projection_dim: int = 512
+    logit_scale_init_value: float | int = math.log(10)
+    logit_bias_init_value: float | int = -10.0
+    initializer_range: float = 0.02
+    problem_type: str | None = "multi_label_classification"
+
+    def validate_architecture(self) -> None:
+        if self.text_pooling not in ("mean", "last"):
+            raise ValueError(f'text_pooling "{self.text_pooling}" must be "mean" or "last".')
+
+
+__all__ = ["CTFMConfig", "CTFMGlobalConfig", "CTFMVisionConfig"]
