@@ -337,7 +337,7 @@ class CTFMLocalModel(CTFMPreTrainedModel):
         body = patches.amax(-1).flatten(1) > self.config.air_patch_level  # (b, d, h, w, voxels) -> (b, n)
         kept = nn.functional.pad(body, (prefix, 0), value=True)  # -> (b, p + n)
         length = int(kept.sum(1).max())
-        order = kept.int().argsort(1, descending=True, stable=True)[:, :length]  # -> (b, length)
+        order = kept.int().argsort(dim=1, descending=True, stable=True)[:, :length]  # -> (b, length)
         packed = hidden_states.take_along_dim(order[..., None], 1)  # (b, p + n, e) -> (b, length, e)
         cos, sin = (table[order][:, None] for table in position_embeddings)  # (p + n, head) -> (b, 1, length, head)
         mask = create_bidirectional_mask(self.config, packed, kept.take_along_dim(order, 1))

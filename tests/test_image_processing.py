@@ -1,0 +1,260 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from ctfm import CTFMForSemanticSegmentation
+from ctfm.image_processing_ctfm import CTFMImageProcessor, lay_axis
+from transformers import AutoImageProcessor
+
+from tests.tiny import tiny_config
+
+ALL = (-32768.0, 32767.0)  # a window that clips nothing
+
+
+def affine(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0), origin: tuple[float, float, float] = (0, 0, 0)):
+    """Canonical axes, (depth to the head, height to the back, width to the left), in RAS+ mm."""
+    matrix = np.zeros((4, 4))
+    matrix[2, 0], matrix[1, 1], matrix[0, 2] = spacing[0], -spacing[1], -spacing[2]
+    matrix[:3, 3], matrix[3, 3] = origin, 1
+    return matrix
+
+
+def scan(
+    shape: tuple[int, int, int] = (12, 20, 24), spacing: tuple[float, float, float] = (2.0, 1.0, 1.0), seed: int = 0
+):
+    """A box of tissue in air, with noise that tells every voxel from every other."""
+    rng = np.random.default_rng(seed)
+    hu = np.full(shape, -1000, np.int16)
+    hu[2:, 4:-3, 5:-2] = rng.integers(-200, 300, size=(shape[0] - 2, shape[1] - 7, shape[2] - 7))
+    return hu, affine(spacing)
+
+
+def processor(**changes: object) -> CTFMImageProcessor:
+    return CTFMImageProcessor(**{"crop_size": (8, 16, 16), "spacing": "native"} | changes)
+
+
+def assemble(crops: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    """(g, D, H, W) -> one array over the grid."""
+    d, h, w = crops.shape[1:]
+    joined = crops[: math.prod(grid)].unflatten(0, grid).permute(0, 3, 1, 4, 2, 5)
+    return joined.reshape(grid[0] * d, grid[1] * h, grid[2] * w)
+
+
+# ---- there ----
+
+
+def test_native_spacing_keeps_every_voxel_and_pads_with_air() -> None:
+    hu, matrix = scan()
+    inputs = processor()((hu, matrix))
+    assert inputs.crop_grid.tolist() == [[2, 2, 2]]
+    assert inputs.pixel_values.shape == (1, 8, 1, 8, 16, 16)
+    (geometry,) = inputs.geometry
+    volume = assemble(inputs.pixel_values[0, :, 0], geometry.crop_grid)
+    start = [round(-offset) for offset in geometry.offset]
+    inside = tuple(slice(s, s + n) for s, n in zip(start, hu.shape, strict=True))
+    expected = torch.from_numpy((hu.clip(-1000, 1000) + 1000) / 2000).float()
+    torch.testing.assert_close(volume[inside], expected)
+    outside = volume.clone()
+    outside[inside] = 0
+    assert (outside == 0).all()
+
+
+def test_window_clips_before_it_interpolates() -> None:
+    hu = np.tile(np.array([-3000, 3000], np.int16), (4, 4, 4))
+    inputs = processor(spacing=(1.0, 1.0, 0.5), crop_size=(4, 4, 16), air_hu=-1000)((hu, affine()))
+    line = inputs.pixel_values[0, 0, 0, 2, 2]
+    torch.testing.assert_close(line[:4], torch.tensor([0.0, 0.25, 0.75, 0.75]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 0.7, 0.9), (3.0, 1.9, 2.2), (0.6, 1.0, 1.3)])
+def test_a_ramp_in_millimetres_stays_the_same_ramp_at_any_spacing(spacing: tuple[float, float, float]) -> None:
+    """The true value at every grid voxel is known, so this finds any error of offset, step or axis."""
+    shape, source = (20, 40, 30), (1.5, 0.8, 1.1)
+    matrix = affine(source, origin=(40.0, -7.0, 100.0))
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    world = index @ matrix[:3, :3].T + matrix[:3, 3]
+    hu = (world @ np.array([3.0, -2.0, 1.5])).astype(np.float32)
+    inputs = processor(intensity_window=ALL, spacing=spacing, air_hu=-30000)((hu, matrix))
+    (geometry,) = inputs.geometry
+    volume = assemble(inputs.pixel_values[0, :, 0], geometry.crop_grid).double() * (ALL[1] - ALL[0]) + ALL[0]
+    grid_index = np.stack(np.meshgrid(*(np.arange(n) for n in volume.shape), indexing="ij"), -1)
+    grid_world = grid_index @ geometry.grid_affine[:3, :3].T + geometry.grid_affine[:3, 3]
+    position = (grid_index * np.array(geometry.step)) + np.array(geometry.offset)
+    inner = ((position >= 0) & (position <= np.array(shape) - 1)).all(-1)
+    assert inner.sum() > 0.5 * np.prod([n * s / t for n, s, t in zip(shape, source, spacing, strict=True)])
+    expected = grid_world @ np.array([3.0, -2.0, 1.5])
+    assert np.abs(volume.numpy() - expected)[inner].max() < 0.02  # float32 over a window of 65,535
+
+
+def test_a_crop_of_noise_below_air_hu_becomes_air_and_the_rest_is_untouched() -> None:
+    hu, matrix = scan((8, 16, 32))
+    hu[:, :, 16:] = np.random.default_rng(0).integers(-1000, -900, size=(8, 16, 16))
+    noisy = processor(air_hu=-1000)((hu, matrix)).pixel_values
+    clean = processor(air_hu=-900)((hu, matrix)).pixel_values
+    assert noisy[0, 1].max() > 0.04
+    assert (clean[0, 1] == 0).all()
+    assert torch.equal(clean[0, 0], noisy[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "crop", "slack", "expected"),
+    [
+        (20, 51, 16, 12, 12),  # 32 voxels fit into two crops when padded to 32..63
+        (0, 51, 16, 12, 6),  # nothing to win: central
+        (17, 30, 16, 12, 6),  # one crop however it lies between 0 and 12 minus what shifts it over an edge
+    ],
+)
+def test_the_grid_is_laid_so_that_the_body_spans_the_fewest_crops(low, high, crop, slack, expected) -> None:
+    def spanned(before: int) -> int:
+        return (before + high) // crop - (before + low) // crop + 1
+
+    before = lay_axis(torch.arange(low, high + 1), crop, slack)
+    best = min(range(slack + 1), key=lambda b: (spanned(b), abs(2 * b - slack)))
+    assert before == best
+    assert spanned(before) == spanned(expected) or spanned(before) < spanned(expected)
+
+
+def test_batch_of_different_scans_equals_each_alone() -> None:
+    scans = [scan(), scan((30, 20, 50), seed=1)]
+    together = processor()(scans)
+    assert together.crop_grid.tolist() == [[2, 2, 2], [4, 2, 4]]
+    for index, one in enumerate(scans):
+        alone = processor()(one)
+        count = alone.pixel_values.shape[1]
+        assert torch.equal(together.pixel_values[index, :count], alone.pixel_values[0])
+        assert (together.pixel_values[index, count:] == 0).all()
+        assert together.crop_mask[index].tolist() == [i < count for i in range(together.crop_mask.shape[1])]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("flips", [(), (0,), (1, 2), (0, 1, 2)])
+def test_axis_order_and_direction_on_disk_do_not_change_what_the_model_sees(axes, flips) -> None:
+    hu, matrix = scan(spacing=(2.0, 1.0, 1.5))
+    turned = np.flip(hu.transpose(axes), flips)
+    to_original = np.zeros((4, 4))
+    to_original[3, 3] = 1
+    for new, old in enumerate(axes):
+        to_original[old, new] = -1 if new in flips else 1
+        to_original[old, 3] = hu.shape[old] - 1 if new in flips else 0
+    expected = processor(spacing=(1.0, 1.0, 1.0))((hu, matrix))
+    inputs = processor(spacing=(1.0, 1.0, 1.0))((turned, matrix @ to_original))
+    assert torch.equal(inputs.pixel_values, expected.pixel_values)
+
+
+# ---- and back ----
+
+
+@pytest.mark.parametrize("spacing", ["native", (1.0, 1.5, 0.7)])
+def test_voxel_map_comes_back_to_where_it_came_from(spacing) -> None:
+    d, h, w = np.meshgrid(*(np.arange(n) for n in (20, 30, 40)), indexing="ij")
+    hu = (400 * np.sin(d / 6) + 300 * np.cos(h / 8) + 200 * np.sin(w / 7 + d / 9)).astype(np.float32)
+    inputs = processor(spacing=spacing, air_hu=-2000, intensity_window=ALL)((hu, affine((2.0, 1.0, 1.0))))
+    (back,) = processor().to_patient_space(inputs.pixel_values[:, :, 0], inputs)
+    back = back * (ALL[1] - ALL[0]) + ALL[0]
+    error = np.abs(back - hu)[2:-2, 2:-2, 2:-2]
+    assert error.max() < (0.01 if spacing == "native" else 10)  # of a range of 1,800, over two linear interpolations
+
+
+@pytest.mark.parametrize("size", [(2, 2, 2), (4, 4, 8), (8, 16, 16)])
+def test_cells_come_back_to_their_own_centres(size) -> None:
+    """A map that holds every cell's own place in mm, axis by axis, holds every voxel's own place on the scan."""
+    hu, matrix = scan((20, 30, 40), spacing=(2.0, 1.2, 0.9))
+    worker = processor(spacing=(1.5, 1.0, 1.0))
+    inputs = worker((hu, matrix))
+    (geometry,) = inputs.geometry
+    grid = [g * s for g, s in zip(geometry.crop_grid, size, strict=True)]
+    for axis in range(3):
+        cell = geometry.crop_size[axis] / size[axis]
+        centre = (np.arange(grid[axis]) + 0.5) * cell - 0.5  # in grid voxels
+        place = np.broadcast_to(centre.reshape([-1 if a == axis else 1 for a in range(3)]), grid)
+        cells = torch.from_numpy(place.copy()).reshape(
+            geometry.crop_grid[0], size[0], geometry.crop_grid[1], size[1], -1, size[2]
+        )
+        cells = cells.permute(0, 2, 4, 1, 3, 5).reshape(1, -1, *size)
+        (back,) = worker.to_patient_space(cells, inputs)
+        voxel = np.arange(hu.shape[axis])
+        expected = (voxel - geometry.offset[axis]) / geometry.step[axis]
+        expected = expected.clip(centre[0], centre[-1])
+        line = np.moveaxis(back, axis, 0)[:, 0, 0]
+        np.testing.assert_allclose(line, expected, atol=1e-6)
+
+
+def test_one_value_a_crop_comes_back_as_blocks_of_the_scan() -> None:
+    hu, matrix = scan()
+    inputs = processor()((hu, matrix))
+    (labels,) = processor().to_patient_space(torch.arange(8)[None], inputs)
+    (geometry,) = inputs.geometry
+    start = [round(-offset) for offset in geometry.offset]
+    for voxel in [(0, 0, 0), (11, 19, 23), (3, 10, 14), (8, 2, 20)]:
+        d, h, w = ((v + s) // c for v, s, c in zip(voxel, start, geometry.crop_size, strict=True))
+        assert labels[voxel] == d * 4 + h * 2 + w
+
+
+def test_segmentation_goes_there_and_back_unchanged_at_native_spacing() -> None:
+    hu, matrix = scan()
+    segmentation = (hu > 0).astype(np.uint8) + 2 * (hu > 200)
+    worker = processor()
+    inputs = worker((hu, matrix), segmentations=[segmentation])
+    assert (inputs.labels == -100).sum() == inputs.labels.numel() - hu.size
+    (back,) = worker.to_patient_space(inputs.labels, inputs)
+    np.testing.assert_array_equal(back, segmentation)
+    coarse = worker((hu, matrix), segmentations=[segmentation], spacing=(2.0, 2.0, 2.0))
+    assert set(coarse.labels.unique().tolist()) == {-100, 0, 1, 3}
+
+
+def test_segmentation_logits_become_label_maps_on_each_scan() -> None:
+    torch.manual_seed(0)
+    model = CTFMForSemanticSegmentation(tiny_config()).eval()
+    worker = processor()
+    inputs = worker([scan(), scan((30, 20, 50), seed=1)])
+    with torch.no_grad():
+        outputs = model(**inputs)
+    maps = worker.post_process_semantic_segmentation(outputs, inputs)
+    assert [m.shape for m in maps] == [(12, 20, 24), (30, 20, 50)]
+    assert set(np.unique(maps[0])) <= {0, 1, 2}
+
+
+# ---- the object ----
+
+
+def test_processor_saves_and_loads_as_auto_image_processor(tmp_path) -> None:
+    ours = processor(spacing="fine", air_hu=-950.0)
+    ours.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert loaded.to_dict() == ours.to_dict()
+    assert loaded.spacing == [1.0, 0.5, 0.5]
+    hu, matrix = scan()
+    assert torch.equal(loaded((hu, matrix)).pixel_values, ours((hu, matrix)).pixel_values)
+    assert loaded((hu, matrix), spacing="native").crop_grid.tolist() == [[2, 2, 2]]
+
+
+def test_numpy_is_given_where_it_is_asked_for() -> None:
+    inputs = processor()(scan(), return_tensors="np")
+    assert isinstance(inputs["pixel_values"], np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop_size": (8, 16)}, r"crop_size \[8, 16\]"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "three positive numbers in mm"),
+        ({"spacing": "finest"}, "scan, fine, coarse, native"),
+        ({"intensity_window": (100, -100)}, r"\[100, -100\]"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_value(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor(**change)
+
+
+def test_maps_that_do_not_belong_to_the_inputs_are_refused() -> None:
+    inputs = processor()(scan())
+    with pytest.raises(ValueError, match="maps of 2 scans"):
+        processor().to_patient_space(torch.zeros(2, 8), inputs)
+    with pytest.raises(ValueError, match=r"\(b, g, d, h, w\)"):
+        processor().to_patient_space(torch.zeros(1, 8, 2), inputs)
+    with pytest.raises(ValueError, match="does not lie on"):
+        processor()(scan(), segmentations=[np.zeros((3, 3, 3), np.uint8)])
+    with pytest.raises(ValueError, match="No scan"):
+        processor()([])

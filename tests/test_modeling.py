@@ -1,0 +1,349 @@
+import copy
+
+import pytest
+import torch
+from ctfm import (
+    CTFMBackbone,
+    CTFMConfig,
+    CTFMForImageClassification,
+    CTFMForSemanticSegmentation,
+    CTFMModel,
+    CTFMVisionConfig,
+    CTFMVisionModel,
+)
+from ctfm.modeling_ctfm import (
+    CTFMLocalModel,
+    grid_coordinates,
+    multi_label_loss,
+    pool_text,
+    rotary_tables,
+    rotate,
+    segmentation_loss,
+)
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import Qwen3Config
+
+from tests.tiny import tiny_config, tiny_crops
+
+GRID = torch.tensor([[2, 2, 2], [2, 2, 2]])
+
+
+def vision_model(seed: int = 0, **vision: object) -> CTFMVisionModel:
+    torch.manual_seed(seed)
+    config = tiny_config(initializer_range=0.2, **vision).vision_config
+    return CTFMVisionModel(config).eval()
+
+
+# ---- position ----
+
+
+def test_coordinates_span_minus_one_to_one_with_width_fastest() -> None:
+    coordinates = grid_coordinates((1, 2, 4))
+    assert coordinates[:, 0].tolist() == [0.0] * 8
+    assert coordinates[:, 1].tolist() == [-0.5] * 4 + [0.5] * 4
+    assert coordinates[:4, 2].tolist() == [-0.75, -0.25, 0.25, 0.75]
+
+
+def test_rotary_attention_depends_on_the_distance_between_tokens_alone() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 1, 1, 12)
+    places = torch.rand(5, 3) * 0.2
+
+    def score(at: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        turned = [rotate(x, *rotary_tables(c[None], 12, 100.0, 0)) for x, c in ((query, at), (key, other))]
+        return (turned[0] * turned[1]).sum()
+
+    shift = torch.tensor([0.3, -0.1, 0.25])
+    for place in places:
+        torch.testing.assert_close(score(places[0], place), score(places[0] + shift, place + shift))
+    assert not torch.isclose(score(places[0], places[1]), score(places[0], places[2]))
+
+
+def test_prefix_tokens_are_not_turned() -> None:
+    cos, sin = rotary_tables(grid_coordinates((2, 1, 1)), 12, 100.0, 3)
+    assert torch.equal(cos[:3], torch.ones(3, 12))
+    assert torch.equal(sin[:3], torch.zeros(3, 12))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_every_axis_of_the_crop_and_of_the_grid_matters(axis: int) -> None:
+    model = vision_model()
+    pixel_values = tiny_crops(1)
+    with torch.no_grad():
+        before = model(pixel_values, GRID[:1])
+        flipped = model(pixel_values.flip(3 + axis), GRID[:1])
+        regridded = model(pixel_values.unflatten(1, (2, 2, 2)).flip(1 + axis).flatten(1, 3), GRID[:1])
+    assert not torch.allclose(before.pooler_output, flipped.pooler_output, atol=1e-3)
+    assert not torch.allclose(before.pooler_output, regridded.pooler_output, atol=1e-4)
+
+
+# ---- local and global ----
+
+
+@torch.no_grad()
+def test_descriptor_is_class_token_beside_mean_patch_token() -> None:
+    output = vision_model(num_register_tokens=2).local_model(tiny_crops()[0])
+    tokens = output.last_hidden_state
+    expected = torch.cat((tokens[:, 0], tokens[:, 3:].mean(1)), -1)
+    torch.testing.assert_close(output.pooler_output[:, 0], expected)
+
+
+@torch.no_grad()
+def test_several_descriptors_of_a_crop_pool_their_own_part_and_know_their_place() -> None:
+    model = vision_model(pooled_grid=(2, 1, 1))
+    output = model(tiny_crops(), GRID, output_dense_features=True)
+    assert output.crop_embeds.shape == (2, 8, 2, 48)
+    assert output.last_hidden_state.shape == (2, 1 + 16, 36)
+    upper = output.dense_features[:, :, 1].mean((2, 3))
+    torch.testing.assert_close(output.crop_embeds[:, :, 1, 24:], upper)
+    depth = model.descriptor_coordinates(GRID[:1], 8)[0, :, 0]
+    assert depth.tolist() == [-0.75, -0.25] * 4 + [0.25, 0.75] * 4
+
+
+@torch.no_grad()
+def test_a_scan_padded_into_a_batch_gives_what_it_gives_alone() -> None:
+    model = vision_model()
+    large, small = tiny_crops(1), tiny_crops(1, 2, seed=1)
+    padded = torch.cat((large, torch.nn.functional.pad(small, (0, 0) * 4 + (0, 6))))
+    mask = torch.arange(8)[None] < torch.tensor([[8], [2]])
+    both = model(padded, torch.tensor([[2, 2, 2], [1, 1, 2]]), mask)
+    torch.testing.assert_close(both.pooler_output[:1], model(large, GRID[:1]).pooler_output)
+    torch.testing.assert_close(both.pooler_output[1:], model(small, torch.tensor([[1, 1, 2]])).pooler_output)
+
+
+@pytest.mark.parametrize("global_config", ["default", None])
+def test_garbage_in_the_padding_changes_nothing(global_config: str | None) -> None:
+    model = vision_model() if global_config else vision_model(global_config=None)
+    pixel_values = tiny_crops(1)
+    mask = torch.arange(8)[None] < 4
+    grid = torch.tensor([[1, 2, 2]])
+    other = pixel_values.clone()
+    other[:, 4:] = 7.0
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(pixel_values, grid, mask).pooler_output, model(other, grid, mask).pooler_output
+        )
+
+
+def test_air_crops_are_encoded_once_and_give_what_encoding_each_gives() -> None:
+    model = vision_model(crops_per_chunk=3)
+    pixel_values = tiny_crops()
+    pixel_values[0, 1:5] = 0
+    pixel_values[1] = 0
+    seen = []
+    hook = model.local_model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    arguments = (pixel_values, GRID)
+    with torch.no_grad():
+        reused = model(*arguments, output_dense_features=True, output_hidden_states=True)
+    hook.remove()
+    assert seen == [3, 2]  # four crops with body, and one of air for the other twelve
+    plain = model(*arguments, output_dense_features=True, output_hidden_states=True)  # with gradients: all at once
+    for name in ("pooler_output", "last_hidden_state", "crop_embeds", "dense_features"):
+        torch.testing.assert_close(reused[name], plain[name], rtol=0, atol=2e-5)
+    for ours, theirs in zip(reused.hidden_states, plain.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_encoding_body_alone_equals_full_attention_where_all_is_body_and_ignores_what_is_air() -> None:
+    full, packed = vision_model(), vision_model(air_patch_level=0.05)
+    packed.load_state_dict(full.state_dict())
+    pixel_values = tiny_crops() + 0.1
+    torch.testing.assert_close(packed(pixel_values, GRID).pooler_output, full(pixel_values, GRID).pooler_output)
+
+    pixel_values[:, :, :, :4, :8] = 0.01  # the two patches of this row are air
+    output = packed(pixel_values, GRID, output_dense_features=True)
+    assert (output.dense_features[:, :, 0, 0] == 0).all()
+    assert (output.dense_features[:, :, 1] != 0).all()
+    expected = output.dense_features.flatten(2, 4).sum(2) / 6
+    torch.testing.assert_close(output.crop_embeds[:, :, 0, 24:], expected)
+    louder = pixel_values.clone()
+    louder[:, :, :, :4, :8] = 0.04
+    torch.testing.assert_close(packed(louder, GRID).pooler_output, output.pooler_output)
+
+
+@torch.no_grad()
+def test_encoding_body_alone_does_not_mix_crops_of_different_fill() -> None:
+    model = vision_model(air_patch_level=0.05)
+    pixel_values = tiny_crops(1) + 0.1
+    pixel_values[0, 3, :, :4] = 0
+    together = model.local_model(pixel_values[0]).pooler_output
+    alone = torch.cat([model.local_model(crop[None]).pooler_output for crop in pixel_values[0]])
+    torch.testing.assert_close(together, alone)
+
+
+def test_hidden_patches_do_not_show_their_voxels() -> None:
+    torch.manual_seed(0)
+    model = CTFMLocalModel(tiny_config().vision_config).eval()
+    crops = tiny_crops()[0]
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:, 0] = True
+    changed = crops.clone()
+    changed[:, :, :4, :8, :8] = 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(model(crops, mask).last_hidden_state, model(changed, mask).last_hidden_state)
+        assert not torch.allclose(model(crops).last_hidden_state, model(changed).last_hidden_state)
+
+
+def test_drop_path_grows_with_depth_and_keeps_the_mean() -> None:
+    model = CTFMLocalModel(CTFMVisionConfig(drop_path_rate=0.3, hidden_size=24, num_hidden_layers=4))
+    rates = [layer.drop_path.rate for layer in model.layers]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    torch.manual_seed(0)
+    dropped = model.layers[3].drop_path.train()(torch.ones(20_000, 1, 1))
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)  # spread of the mean: 0.0046
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    model = vision_model()
+    pixel_values = tiny_crops()
+    with torch.no_grad():
+        exact = model(pixel_values, GRID).pooler_output
+        rough = copy.deepcopy(model).bfloat16()(pixel_values, GRID).pooler_output
+    assert rough.dtype == torch.bfloat16
+    cosine = torch.nn.functional.cosine_similarity(exact, rough.float())
+    assert cosine.min() > 0.999
+
+
+def test_crops_of_any_multiple_of_the_patch_work_and_others_say_why_not() -> None:
+    model = CTFMLocalModel(tiny_config().vision_config)
+    assert model(torch.rand(1, 1, 12, 8, 24)).last_hidden_state.shape == (1, 1 + 3 * 1 * 3, 24)
+    with pytest.raises(ValueError, match=r"multiples of the patch size \(4, 8, 8\), not \(1, 1, 12, 9, 24\)"):
+        model(torch.rand(1, 1, 12, 9, 24))
+    with pytest.raises(ValueError, match=r"\(b, g, c, D, H, W\)"):
+        vision_model()(torch.rand(1, 1, 8, 16, 16))
+    with pytest.raises(ValueError, match="crop_grid"):
+        vision_model()(tiny_crops())
+
+
+def test_backbone_gives_maps_of_the_layers_asked_for() -> None:
+    config = tiny_config().vision_config
+    config.out_features = ["stage1", "stage2"]
+    torch.manual_seed(0)
+    backbone = CTFMBackbone(config).eval()
+    crops = tiny_crops()[0]
+    maps = backbone(crops).feature_maps
+    assert [tuple(m.shape) for m in maps] == [(8, 24, 2, 2, 2)] * 2
+    tokens = backbone.local_model(crops).last_hidden_state[:, 1:]
+    torch.testing.assert_close(maps[1].flatten(2).transpose(1, 2), tokens)
+
+
+# ---- text ----
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_text_is_pooled_over_its_real_tokens_on_either_side(pooling: str) -> None:
+    states = torch.arange(12.0).reshape(1, 6, 2)
+    for mask, real in (([1, 1, 1, 0, 0, 0], slice(0, 3)), ([0, 0, 1, 1, 1, 1], slice(2, 6)), ([1] * 6, slice(0, 6))):
+        pooled = pool_text(states, torch.tensor([mask]), pooling)
+        expected = states[:, real].mean(1) if pooling == "mean" else states[:, real.stop - 1]
+        torch.testing.assert_close(pooled, expected)
+    torch.testing.assert_close(pool_text(states, None, pooling), pool_text(states, torch.ones(1, 6), pooling))
+
+
+@pytest.mark.parametrize("tower", ["bert", "qwen3"])
+def test_any_text_encoder_serves_and_padding_does_not_count(tower: str) -> None:
+    config = tiny_config()
+    if tower == "qwen3":
+        text = Qwen3Config(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=64,
+            head_dim=16,
+        )
+        config = CTFMConfig(vision_config=config.vision_config, text_config=text, text_pooling="last")
+    torch.manual_seed(0)
+    model = CTFMModel(config).eval()
+    ids = torch.randint(1, 100, (1, 5))
+    padded = torch.nn.functional.pad(ids, (0, 3))
+    with torch.no_grad():
+        alone = model.get_text_features(ids).pooler_output
+        mask = torch.arange(8)[None] < 5
+        torch.testing.assert_close(model.get_text_features(padded, mask.long()).pooler_output, alone)
+
+
+def test_logits_are_scaled_cosines_and_the_loss_is_the_sigmoid_loss() -> None:
+    torch.manual_seed(0)
+    model = CTFMModel(tiny_config()).eval()
+    ids = torch.randint(1, 100, (2, 5))
+    output = model(tiny_crops(), ids, GRID, return_loss=True)
+    cosines = output.image_embeds @ output.text_embeds.t()
+    torch.testing.assert_close(output.logits_per_image, 10 * cosines - 10)
+    torch.testing.assert_close(output.image_embeds.norm(dim=1), torch.ones(2))
+    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    expected = -torch.log(torch.sigmoid(signs * output.logits_per_image)).sum() / 2
+    torch.testing.assert_close(output.loss, expected)
+
+
+# ---- heads ----
+
+
+def test_findings_that_are_not_stated_do_not_count() -> None:
+    logits = torch.tensor([[2.0, -1.0, 3.0]])
+    labels = torch.tensor([[1.0, torch.nan, 0.0]])
+    expected = -(torch.log(torch.sigmoid(logits[0, 0])) + torch.log(1 - torch.sigmoid(logits[0, 2]))) / 2
+    torch.testing.assert_close(multi_label_loss(logits, labels), expected)
+    assert multi_label_loss(logits, torch.full((1, 3), torch.nan)) == 0
+    with pytest.raises(ValueError, match=r"shape \(1, 3\)"):
+        multi_label_loss(logits, torch.zeros(1, 2))
+
+
+def test_segmentation_loss_is_cross_entropy_plus_dice_over_what_counts() -> None:
+    labels = torch.tensor([0, 1, 1, -100]).reshape(1, 1, 1, 1, 4)
+    sure = torch.full((1, 1, 2, 1, 1, 4), -20.0)
+    sure[0, 0, 0, 0, 0, 0] = sure[0, 0, 1, 0, 0, 1:3] = 20.0
+    assert segmentation_loss(sure, labels) == pytest.approx(0.0, abs=1e-4)
+    unsure = torch.zeros(1, 1, 2, 1, 1, 4)
+    dice = ((2 * 0.5 + 1) / (1.5 + 1 + 1) + (2 * 1.0 + 1) / (1.5 + 2 + 1)) / 2
+    assert segmentation_loss(unsure, labels).item() == pytest.approx(torch.log(torch.tensor(2.0)).item() + 1 - dice)
+
+
+@pytest.mark.parametrize("head", [CTFMForImageClassification, CTFMForSemanticSegmentation])
+def test_a_head_learns_a_batch_by_heart(head: type) -> None:
+    torch.manual_seed(0)
+    model = head(tiny_config(layerscale_value=0.1))
+    pixel_values = tiny_crops()
+    pixel_values[1, :, :, :, ::2] *= 0.1
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    if head is CTFMForSemanticSegmentation:
+        labels = (pixel_values[:, :, 0] > 0.5).long()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = model(pixel_values, GRID, labels=labels).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 4, losses
+
+
+@torch.no_grad()
+def test_segmentation_in_chunks_equals_all_at_once() -> None:
+    torch.manual_seed(0)
+    model = CTFMForSemanticSegmentation(tiny_config()).eval()
+    pixel_values = tiny_crops()
+    chunked = model(pixel_values, GRID).logits
+    with torch.enable_grad():
+        whole = model(pixel_values, GRID).logits
+    assert chunked.shape == (2, 8, 3, 8, 16, 16)
+    assert (chunked - whole.detach()).abs().max() < 1e-5 * whole.abs().max()
+
+
+# ---- configuration ----
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 100}, "divides by 6"),
+        ({"patch_size": (8, 16)}, "three positive numbers"),
+        ({"pooled_grid": (0, 1, 1)}, "three positive numbers"),
+    ],
+)
+def test_impossible_architectures_are_refused_with_the_value(change: dict, message: str) -> None:
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        CTFMVisionConfig(**change)

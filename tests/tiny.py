@@ -1,0 +1,45 @@
+"""The smallest models that still have every part, shared by the tests."""
+
+import torch
+from ctfm import CTFMConfig
+
+VISION = {
+    "patch_size": (4, 8, 8),
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "layerscale_value": 1.0,
+    "global_config": {
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "layerscale_value": 1.0,
+    },
+}
+TEXT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 100,
+}
+
+
+def tiny_config(**vision: object) -> CTFMConfig:
+    return CTFMConfig(
+        vision_config=VISION | vision,
+        text_config=TEXT,
+        projection_hidden_size=32,
+        projection_bottleneck_size=16,
+        projection_dim=24,
+        initializer_range=0.2,
+        num_labels=3,
+    )
+
+
+def tiny_crops(scans: int = 2, crops: int = 8, seed: int = 0) -> torch.Tensor:
+    """`(b, g, 1, 8, 16, 16)`, a 2 x 2 x 2 grid of crops, each 2 x 2 x 2 patches."""
+    return torch.rand(scans, crops, 1, 8, 16, 16, generator=torch.Generator().manual_seed(seed))
