@@ -393,9 +393,13 @@ def pericardium(body: Body, box: Slices) -> Tensor:
     return ellipsoid(body.grid.at(box), tuple(heart_centre(body)), tuple(r + 3.0 for r in radii), HEART_AXES)  # type: ignore[arg-type]
 
 
+def hernia_centre(body: Body) -> Point:
+    return (8.0 + 0.15 * body.changes.hernia_mm, 22.0, 12.0)
+
+
 def hernia(body: Body, box: Slices) -> Tensor:
     radius = body.changes.hernia_mm / 2.0
-    return ellipsoid(body.grid.at(box), (8.0 + 0.3 * radius, 22.0, 12.0), (radius, radius * 0.8, radius))
+    return ellipsoid(body.grid.at(box), hernia_centre(body), (radius, radius * 0.8, radius))
 
 
 def draw_mediastinum(body: Body) -> None:

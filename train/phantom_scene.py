@@ -82,6 +82,9 @@ class Scene:
         bend = torch.tensor(float(self.body.fields["coarse"].at(point.reshape(1, 3))[0, 0]))
         return ORGAN_NAMES[int(lobes(Coordinates(z, y, x), bend)[0])]
 
+    def side_at(self, point: np.ndarray) -> str:
+        return "left" if self.grid.frame.to_template(point)[0][2] > 0 else "right"
+
     def sphere_box(self, centre: np.ndarray, reach_mm: float) -> Slices | None:
         return self.grid.slices(centre - reach_mm, centre + reach_mm)
 
@@ -173,7 +176,3 @@ def grade(value: float, moderate: float, severe: float) -> str:
 
 def log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
-
-
-def side_of(x: float) -> str:
-    return "left" if x > 0 else "right"
