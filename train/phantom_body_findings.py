@@ -251,7 +251,7 @@ def draw_liver_lesions(scene: Scene) -> None:
         if kind == "haemangioma" and scene.patient.phase != "none":
             value = value + scene.grid.soft((blob.distance + 0.12 * size).abs() - 0.1 * size) * 70.0
         scene.blend(blob.box, alpha, value)
-        lobe = "left hepatic lobe" if x > -22.0 else "right hepatic lobe"
+        lobe = "left hepatic lobe" if x > 0 else "right hepatic lobe"
         named = describe(
             "Liver lesion",
             side="right" if x < 0 else "left",
