@@ -1,0 +1,280 @@
+"""Where a DICOM file keeps its pixels, and in which form -> stored values, and with slope and intercept Hounsfield units.
+
+Uncompressed pixels are read straight from their place in the file. RLE is decoded by pydicom; JPEG, JPEG-LS and JPEG 2000
+by GDCM (BSD) through pydicom's plugins. Sizes are compared with what the file holds before anything is decoded.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .scan_ctfm import AIR_HU, DamagedFileError, UnsupportedFormatError
+
+try:
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+except ImportError:  # read_dicom says so before it comes to pixels
+    pass
+
+IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+)
+RLE = "1.2.840.10008.1.2.5"
+JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)}
+JPEG_LS = {f"1.2.840.10008.1.2.4.{number}" for number in (80, 81)}
+JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91)}
+NATIVE = {IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN}
+SYNTAX_NAMES = {
+    IMPLICIT: "Implicit VR Little Endian",
+    EXPLICIT: "Explicit VR Little Endian",
+    DEFLATED: "Deflated Explicit VR Little Endian",
+    BIG_ENDIAN: "Explicit VR Big Endian",
+    RLE: "RLE Lossless",
+    **dict.fromkeys(JPEG, "JPEG"),
+    **dict.fromkeys(JPEG_LS, "JPEG-LS"),
+    **dict.fromkeys(JPEG_2000, "JPEG 2000"),
+}
+MAX_INFLATED_BYTES = 4 * 2**30
+JPEG_SIZES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelLayout:
+    """How one file stores its frames.
+
+    Args:
+        offset: where the pixel data element begins, in the file (deflated: in the inflated data set); -1: there is none.
+        padding: stored values from .. to (inclusive) that are no measurement.
+    """
+
+    path: Path
+    transfer_syntax: str
+    offset: int
+    explicit: bool
+    rows: int
+    columns: int
+    num_frames: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    padding: tuple[int, int] | None
+
+    @property
+    def dtype(self) -> np.dtype:
+        order = ">" if self.transfer_syntax == BIG_ENDIAN else "<"
+        return np.dtype(f"{order}{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
+
+
+def inflate(packed: bytes, file: str) -> bytes:
+    """A deflated data set, bounded."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflater.decompress(packed, MAX_INFLATED_BYTES)
+    except zlib.error:
+        raise DamagedFileError("the deflated data set is damaged", file=file) from None
+    if not inflater.eof:
+        raise DamagedFileError("the deflated data set ends early or is too large", file=file)
+    return data
+
+
+def read_stored(layout: PixelLayout) -> Iterator[np.ndarray]:
+    """Yields every frame, `(rows, columns)` stored values, in file order."""
+    file = layout.path.name
+    if layout.offset < 0:
+        raise DamagedFileError("no pixel data: the file ends early or is no image", file=file)
+    if layout.bits_allocated not in (8, 16, 32) or not 1 <= layout.bits_stored <= layout.bits_allocated:
+        raise UnsupportedFormatError(
+            "unsupported bit depth", file=file, value=f"{layout.bits_stored} of {layout.bits_allocated} bits"
+        )
+    if not layout.bits_stored - 1 <= layout.high_bit < layout.bits_allocated:
+        raise DamagedFileError("impossible high bit", file=file, value=layout.high_bit)
+    if layout.transfer_syntax in NATIVE:
+        yield from _read_native(layout)
+    elif layout.transfer_syntax in SYNTAX_NAMES:
+        yield from _read_compressed(layout)
+    else:
+        raise UnsupportedFormatError(
+            "no decoder for this transfer syntax", file=file, value=layout.transfer_syntax, cure="Decompress it first."
+        )
+
+
+def _read_native(layout: PixelLayout) -> Iterator[np.ndarray]:
+    with layout.path.open("rb") as file:
+        if layout.transfer_syntax == DEFLATED:
+            data = inflate(data_set_bytes(file.read(), layout.path.name), layout.path.name)
+            head, size = data[layout.offset : layout.offset + 12], len(data)
+        else:
+            file.seek(layout.offset)
+            head, size = file.read(12), layout.path.stat().st_size
+            data = b""
+        length, start = _element_length(head, layout)
+        frame_bytes = layout.rows * layout.columns * layout.bits_allocated // 8
+        expected = frame_bytes * layout.num_frames
+        if length + start > size or length < expected:
+            raise DamagedFileError(
+                "the pixel data ends early, or the header announces more than there is",
+                file=layout.path.name,
+                value=f"{expected} bytes expected, {max(0, min(length, size - start))} there",
+                cure="Copy or download the file again.",
+            )
+        if length - expected > max(64, layout.columns):
+            raise DamagedFileError(
+                "more pixel data than rows, columns and frames say",
+                file=layout.path.name,
+                value=f"{expected} bytes expected, {length} there",
+            )
+        for index in range(layout.num_frames):
+            at = start + index * frame_bytes
+            if data:
+                frame = np.frombuffer(data, layout.dtype, layout.rows * layout.columns, at)
+            else:
+                file.seek(at)
+                frame = np.fromfile(file, layout.dtype, layout.rows * layout.columns)
+            yield unpack_bits(frame.reshape(layout.rows, layout.columns), layout)
+
+
+def data_set_bytes(content: bytes, file: str) -> bytes:
+    """What follows the file meta information; its length stands in the first element, (0002,0000)."""
+    if content[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00" or len(content) < 144:
+        raise DamagedFileError("a deflated file without the length of its file meta information", file=file)
+    return content[144 + int.from_bytes(content[140:144], "little") :]
+
+
+def _element_length(head: bytes, layout: PixelLayout) -> tuple[int, int]:
+    """Length and first byte of the value of the pixel data element."""
+    order = ">" if layout.transfer_syntax == BIG_ENDIAN else "<"
+    if len(head) < 12 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
+        raise DamagedFileError("no integer pixel data where it should begin", file=layout.path.name)
+    if not layout.explicit:
+        return struct.unpack(order + "I", head[4:8])[0], layout.offset + 8
+    if head[4:6] not in (b"OW", b"OB", b"UN"):
+        raise DamagedFileError("no integer pixel data where it should begin", file=layout.path.name)
+    return struct.unpack(order + "I", head[8:12])[0], layout.offset + 12
+
+
+def unpack_bits(stored: np.ndarray, layout: PixelLayout) -> np.ndarray:
+    """Keeps the `bits_stored` bits below and with `high_bit`, sign-extended where signed; native byte order."""
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    above = layout.bits_allocated - 1 - layout.high_bit
+    below = layout.bits_allocated - layout.bits_stored
+    if below == 0:
+        return stored
+    return (stored << above) >> below
+
+
+def _read_compressed(layout: PixelLayout) -> Iterator[np.ndarray]:
+    name = layout.path.name
+    with layout.path.open("rb") as file:
+        file.seek(layout.offset)
+        content = file.read()
+    length, start = _element_length(content[:12], layout)
+    if length != 0xFFFFFFFF:
+        raise DamagedFileError("compressed pixel data of defined length", file=name)
+    content = content[start - layout.offset :]
+    fragments = _fragments(content, name)
+    if len(fragments) - 1 < layout.num_frames:
+        raise DamagedFileError(
+            "fewer compressed frames than announced", file=name, value=f"{len(fragments) - 1} of {layout.num_frames}"
+        )
+    for at, size in fragments[1:]:
+        _check_codestream(content[at : at + min(size, 4096)], layout)
+    decoder = get_decoder(UID(layout.transfer_syntax))
+    if not decoder.is_available:
+        raise UnsupportedFormatError(
+            "the decoder for this transfer syntax is not installed",
+            file=name,
+            value=SYNTAX_NAMES[layout.transfer_syntax],
+            cure='Install it with pip install "ctfm[io]".',
+        )
+    options = {
+        "rows": layout.rows,
+        "columns": layout.columns,
+        "number_of_frames": layout.num_frames,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "pixel_representation": int(layout.signed),
+        "bits_allocated": layout.bits_allocated,
+        "bits_stored": layout.bits_stored,
+        "pixel_keyword": "PixelData",
+    }
+    wavelet = layout.transfer_syntax in JPEG_2000 | JPEG_LS  # their code streams carry precision and sign
+    if not wavelet:
+        options["correct_unused_bits"] = False
+    num_read = 0
+    try:
+        for frame, _ in decoder.iter_array(content, raw=True, **options):
+            num_read += 1
+            yield frame if wavelet else unpack_bits(frame, layout)
+    except (
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+        AttributeError,
+        TypeError,
+        struct.error,
+        EOFError,
+        IndexError,
+    ):
+        raise DamagedFileError(
+            "the compressed pixel data cannot be decoded", file=name, value=SYNTAX_NAMES[layout.transfer_syntax]
+        ) from None
+    if num_read != layout.num_frames:
+        raise DamagedFileError("frames are missing", file=name, value=f"{num_read} of {layout.num_frames}")
+
+
+def _fragments(content: bytes, file: str) -> list[tuple[int, int]]:
+    """(start, size) of the offset table and of every fragment; an item without its end is a truncated file."""
+    at, fragments = 0, []
+    while content[at : at + 4] == b"\xfe\xff\x00\xe0":
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        fragments.append((at + 8, size))
+        at += 8 + size
+    if content[at : at + 4] != b"\xfe\xff\xdd\xe0":
+        raise DamagedFileError(
+            "the compressed pixel data ends early", file=file, cure="Copy or download the file again."
+        )
+    return fragments
+
+
+def _check_codestream(stream: bytes, layout: PixelLayout) -> None:
+    """Rows and columns in the header must be those of the picture: decoders trust the header with memory."""
+    size = None
+    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 24:  # JPEG 2000: SIZ
+        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
+        size = (bottom - top, right - left)
+    elif stream.startswith(b"\xff\xd8"):
+        at = 2
+        while at + 9 <= len(stream) and stream[at] == 0xFF:
+            marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
+            if marker in JPEG_SIZES:
+                size = struct.unpack(">HH", stream[at + 5 : at + 9])
+                break
+            at += 2 + length
+    if size is not None and size != (layout.rows, layout.columns):
+        raise DamagedFileError(
+            "rows and columns in the header are not those of the compressed picture",
+            file=layout.path.name,
+            value=f"{layout.rows} x {layout.columns} instead of {size[0]} x {size[1]}",
+        )
+
+
+def to_hounsfield(stored: np.ndarray, slope: float, intercept: float, padding: tuple[int, int] | None) -> np.ndarray:
+    """Stored values -> Hounsfield units: whole numbers (int32) where slope and intercept are whole, else float32."""
+    if float(slope).is_integer() and float(intercept).is_integer() and abs(slope) < 2**10 and abs(intercept) < 2**20:
+        wide = stored.astype(np.int64 if stored.dtype.itemsize == 4 else np.int32)
+        hu = wide * int(slope) + int(intercept) if slope != 1 else wide + int(intercept)
+    else:
+        hu = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    if padding is not None:
+        low, high = padding
+        outside = stored == low if low == high else (stored >= low) & (stored <= high)
+        hu[outside] = AIR_HU
+    return hu
