@@ -17,10 +17,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import TensorType
 
-from .volume_ctfm import Volume, read_volume
+from .volume_ctfm import Source, Volume, read_volume
 
 Triple = tuple[int, int, int]
-Scan = str | Path | Volume | tuple[np.ndarray, np.ndarray]
 
 SPACING_PRESETS: dict[str, tuple[float, float, float] | None] = {
     "scan": (1.5, 0.75, 0.75),  # SPECTRE's report alignment; whole-scan features
@@ -93,7 +92,7 @@ class CTFMImageProcessor(BaseImageProcessor):
 
     def preprocess(
         self,
-        images: Scan | Sequence[Scan],
+        images: Source | Sequence[Source],
         spacing: Sequence[float] | str | None = None,
         series_uid: str | None = None,
         segmentations: Sequence[np.ndarray] | None = None,

@@ -6,7 +6,8 @@ from typing import Any
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType
 
-from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor, Scan
+from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
+from .volume_ctfm import Source
 
 
 class CTFMProcessor(ProcessorMixin):
@@ -19,7 +20,7 @@ class CTFMProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Scan | Sequence[Scan] | None = None,
+        images: Source | Sequence[Source] | None = None,
         text: str | Sequence[str] | None = None,
         return_tensors: str | TensorType | None = "pt",
         max_length: int | None = None,

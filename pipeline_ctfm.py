@@ -1,0 +1,72 @@
+"""Scan and names of findings -> how likely each is present, as a transformers pipeline.
+
+from transformers import pipeline
+grade = pipeline("zero-shot-image-classification", model=repo, trust_remote_code=True)
+grade("study.zip", candidate_labels=["Pleural effusion", "Lung nodule"])
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from .image_processing_ctfm import CTFMBatchFeature
+from .volume_ctfm import Source
+
+
+def finding_prompts(finding: str) -> tuple[str, str]:
+    """What a report says when a finding is there and when it is not: "Pleural effusion.", "No pleural effusion."."""
+    starts_like_a_word = finding[1:2].islower()
+    return f"{finding}.", f"No {finding[0].lower() + finding[1:] if starts_like_a_word else finding}."
+
+
+class CTFMZeroShotPipeline(Pipeline):
+    """Grades findings that the model was never told about, by comparing the scan with a present and an absent prompt of each.
+
+    The score is the softmax over the two. It orders scans; as a probability it is only as good as its calibration.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: Sequence[str] | None = None,
+        spacing: Sequence[float] | str | None = None,
+        series_uid: str | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        reading = {"spacing": spacing, "series_uid": series_uid}
+        return (
+            {name: value for name, value in reading.items() if value is not None},
+            {},
+            ({} if candidate_labels is None else {"candidate_labels": list(candidate_labels)}),
+        )
+
+    def preprocess(self, scan: Source, **reading: Any) -> CTFMBatchFeature:
+        return self.image_processor(scan, return_tensors="pt", **reading)
+
+    def _forward(self, inputs: CTFMBatchFeature) -> dict[str, torch.Tensor]:
+        features = self.model.get_image_features(**inputs).pooler_output
+        return {"image_embeds": torch.nn.functional.normalize(features, dim=-1)}
+
+    def postprocess(
+        self, outputs: dict[str, torch.Tensor], candidate_labels: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Findings by falling score: `[{"label": str, "score": float}, ...]`."""
+        if not candidate_labels:
+            raise ValueError('Give candidate_labels, the findings to grade: candidate_labels=["Pleural effusion"].')
+        prompts = [prompt for finding in candidate_labels for prompt in finding_prompts(finding)]
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+        with torch.no_grad():
+            text = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        cosines = torch.nn.functional.normalize(text, dim=-1) @ outputs["image_embeds"][0].to(text.device)
+        logits = cosines.view(-1, 2) * self.model.logit_scale.exp()  # the bias is the same for both and falls out
+        scores = logits.float().softmax(-1)[:, 0].tolist()
+        graded = zip(candidate_labels, scores, strict=True)
+        return [{"label": label, "score": score} for label, score in sorted(graded, key=lambda pair: -pair[1])]
+
+
+__all__ = ["CTFMZeroShotPipeline", "finding_prompts"]
