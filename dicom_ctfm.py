@@ -21,7 +21,7 @@ import struct
 import threading
 import warnings as python_warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +56,16 @@ from .scan_ctfm import (
 )
 
 try:
-    import pydicom
+    from pydicom.datadict import keyword_for_tag
+    from pydicom.dataset import Dataset, FileDataset
     from pydicom.errors import BytesLengthException, InvalidDicomError
-    from pydicom.filereader import read_dataset
+    from pydicom.filereader import dcmread, read_dataset
+
+    HAS_PYDICOM = True
+    PYDICOM_ERRORS: tuple[type[Exception], ...] = (InvalidDicomError, BytesLengthException)
 except ImportError:
-    pydicom = None
+    HAS_PYDICOM = False
+    PYDICOM_ERRORS = ()
 
 SHORT_STACK = 5
 MAX_GAP_STEPS = 3.0
@@ -167,9 +172,9 @@ MACROS = {
     0x0020_9241: 0x0018_9118,
 }
 PARSE_ERRORS = (
-    (ValueError, TypeError, KeyError, AttributeError, IndexError, EOFError, NotImplementedError, OverflowError)
-    + (struct.error, RecursionError, AssertionError, OSError)
-    + ((InvalidDicomError, BytesLengthException) if pydicom else ())
+    *(ValueError, TypeError, KeyError, AttributeError, IndexError, EOFError, NotImplementedError, OverflowError),
+    *(struct.error, RecursionError, AssertionError, OSError),
+    *PYDICOM_ERRORS,
 )
 
 
@@ -272,7 +277,7 @@ _quiet_pydicom = _Quiet()
 
 
 def _find_stacks(source: Path, kinds: dict[Path, str]) -> tuple[list[Stack], Counter[str], int]:
-    if pydicom is None:
+    if not HAS_PYDICOM:
         raise UnsupportedFormatError(
             "reading DICOM needs pydicom", file=source.name, cure='Install it with pip install "ctfm[io]".'
         )
@@ -305,7 +310,7 @@ def _read_header(path: Path) -> list[Slice] | str:
                 data_set = read_dataset(data, False, True, stop_when=_at_pixels, specific_tags=_tags())
                 syntax, offset = DEFLATED, data.tell()
             else:
-                data_set = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_tags(), force=True)
+                data_set = dcmread(file, stop_before_pixels=True, specific_tags=_tags(), force=True)
                 syntax, offset = _transfer_syntax(data_set), file.tell()
                 if len(file.read(8)) < 8:
                     offset = -1
@@ -332,7 +337,7 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
     return tag >= 0x7FE0_0008
 
 
-def _transfer_syntax(data_set: "pydicom.FileDataset") -> str:
+def _transfer_syntax(data_set: "FileDataset") -> str:
     stated = data_set.file_meta.get_item(0x0002_0010)
     value = getattr(stated, "value", None)
     if value:
@@ -348,7 +353,7 @@ SYNTAX_EXPLICIT = "1.2.840.10008.1.2.1"
 class _Header:
     """Raw values of one file. Nothing goes through pydicom's value conversion, which warns with the value in the text."""
 
-    def __init__(self, data_set: "pydicom.Dataset", path: Path, syntax: str, offset: int) -> None:
+    def __init__(self, data_set: "Dataset", path: Path, syntax: str, offset: int) -> None:
         self.path, self.syntax, self.offset = path, syntax, offset
         self._data_set = data_set
         self._order = ">" if syntax == BIG_ENDIAN else "<"
@@ -356,8 +361,8 @@ class _Header:
         if not frames.isdigit() or not 1 <= int(frames) <= 100_000:
             raise DamagedFileError("absurd number of frames", file=path.name, value=frames)
         self.num_frames = int(frames)
-        self.shared = self._items(0x5200_9229)
-        self.per_frame = self._items(0x5200_9230)
+        self.shared = self.items(0x5200_9229)
+        self.per_frame = self.items(0x5200_9230)
         if self.per_frame and len(self.per_frame) != self.num_frames:
             raise DamagedFileError(
                 "the number of frames is not that of their headers",
@@ -365,7 +370,7 @@ class _Header:
                 value=f"{self.num_frames} frames, {len(self.per_frame)} headers",
             )
 
-    def _items(self, tag: int, data_set: "pydicom.Dataset | None" = None) -> Sequence["pydicom.Dataset"]:
+    def items(self, tag: int, data_set: "Dataset | None" = None) -> Sequence["Dataset"]:
         data_set = self._data_set if data_set is None else data_set
         return data_set[tag].value or () if tag in data_set else ()
 
@@ -378,13 +383,13 @@ class _Header:
                 return value
         return b""
 
-    def _places(self, tag: int, frame: int | None) -> Iterator["pydicom.Dataset"]:
+    def _places(self, tag: int, frame: int | None) -> Iterator["Dataset"]:
         macro = MACROS.get(tag)
         if frame is not None and macro is not None:
             if frame < len(self.per_frame):
-                yield from self._items(macro, self.per_frame[frame])
+                yield from self.items(macro, self.per_frame[frame])
             if self.shared:
-                yield from self._items(macro, self.shared[0])
+                yield from self.items(macro, self.shared[0])
         yield self._data_set
 
     def text(self, tag: int, frame: int | None = None) -> str:
@@ -451,7 +456,7 @@ class _Header:
 
 
 def _tag_name(tag: int) -> str:
-    return pydicom.datadict.keyword_for_tag(tag) or f"{tag:08x}"
+    return keyword_for_tag(tag) or f"{tag:08x}"
 
 
 def _read_slice(header: _Header, frame: int) -> Slice:
@@ -536,7 +541,7 @@ def _read_place(header: _Header, frame: int) -> tuple:
     intercept = (header.numbers(0x0028_1052, 1, frame) or (0.0,))[0]
     if slope <= 0 or abs(slope) > 1e4 or abs(intercept) > 1e6:
         raise DamagedFileError("absurd rescale slope or intercept", file=file, value=f"{slope:g}, {intercept:g}")
-    if "0028_3000" and header._items(0x0028_3000):
+    if header.items(0x0028_3000):
         raise UnsupportedFormatError("a lookup table instead of rescale slope and intercept", file=file)
     return position, orientation, pixel_spacing, slope, intercept
 
@@ -934,10 +939,9 @@ def _decode(slices: tuple[Slice, ...], slots: list[int]) -> Iterator[tuple[Slice
         yield from decode_file(next(iter(wanted)))
         return
     with ThreadPoolExecutor(max_workers=2) as pool:
-        batch: Callable[[Path], list] = lambda path: list(decode_file(path))  # noqa: E731
         paths = list(wanted)
         for start in range(0, len(paths), 32):  # a bounded number of decoded slices at a time
-            for decoded in pool.map(batch, paths[start : start + 32]):
+            for decoded in pool.map(lambda path: list(decode_file(path)), paths[start : start + 32]):
                 yield from decoded
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from .scan_ctfm import AIR_HU, DamagedFileError, UnsupportedFormatError
 
 try:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 except ImportError:  # read_dicom says so before it comes to pixels
     pass

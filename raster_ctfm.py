@@ -294,7 +294,7 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
     num_axes = fields.dim[0]
     if not 1 <= num_axes <= 7:
         raise DamagedFileError("absurd number of dimensions", file=name, value=num_axes)
-    shape = fields.dim[1 : num_axes + 1]
+    shape: tuple[int, ...] = fields.dim[1 : num_axes + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 3:
@@ -314,9 +314,10 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
     if not np.isfinite(fields.offset) or fields.offset < 0 or fields.offset > 2**31:
         raise DamagedFileError("absurd offset of the voxel data", file=name, value=fields.offset)
     affine, checks, warnings = _nifti_affine(fields, pixdim, shape)
+    columns, rows, num_slices = shape
     return Layout(
         kind="nifti",
-        shape=(shape[0], shape[1], shape[2]),
+        shape=(columns, rows, num_slices),
         dtype=np.dtype(order + NIFTI_TYPES[fields.datatype]),
         affine=affine,
         data_file=path,

@@ -289,8 +289,6 @@ def _to_volume(scan: Scan) -> Volume:
     affine = scan.affine @ _reorder_matrix(axes, flips, scan.hu.shape)
     hu = scan.hu.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
     hu = np.ascontiguousarray(hu)
-    if hu.base is not None or hu is scan.hu:
-        hu = hu.copy()  # never the caller's own array
     warnings += _fill_to_air(hu)
     target = _straight_grid(affine, hu.shape, warnings)
     if target is not None:
@@ -383,7 +381,7 @@ def _is_rescaled_twice(sample: np.ndarray) -> bool:
     low = sample[sample <= FILL_HU]
     if len(low) < 0.01 * sample.size or len(np.unique(low)) <= 16:
         return False  # a fill is one value or a few
-    return np.count_nonzero(sample > -500) < 0.1 * sample.size
+    return bool(np.count_nonzero(sample > -500) < 0.1 * sample.size)
 
 
 def _fill_to_air(hu: np.ndarray) -> list[str]:
