@@ -1,10 +1,12 @@
 """Seed -> a CT scan of thorax and abdomen that never was, with everything about it known.
 
-A phantom has HU, a segmentation, labels, the attributes of every finding and a radiology report. It is the source of tests, of the
-embedded checkpoint's training and of the public demo. It is never a substitute for patients: no claim about patients may rest on it.
+A phantom has HU, a segmentation, labels, the attributes of every finding and a radiology report. It is the source of
+tests, of the embedded checkpoint's training and of the public demo. It is never a substitute for patients: no claim
+about patients may rest on it.
 
-The patient is defined in millimetres (see phantom_geometry.py), so the same seed seen at two spacings is the same person. One seed gives
-the same phantom bit for bit on one device; between devices, HU differ by rounding and by the noise.
+The patient is defined in millimetres (see phantom_geometry.py), so the same seed seen at two spacings is the same
+person. One seed gives the same phantom bit for bit on one device; between devices, HU differ by rounding and by the
+noise.
 """
 
 import math
@@ -15,7 +17,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .phantom_anatomy import Body, BodyChanges, draw_body
+from .phantom_anatomy import draw_body, measure_body
+from .phantom_body import Body, BodyChanges
 from .phantom_findings import draw_findings
 from .phantom_geometry import Frame, Grid, NoiseField, Point, named_rng
 from .phantom_lungs import draw_lung_trees, grow_lungs
@@ -86,8 +89,8 @@ def make_phantom(
 ) -> Phantom:
     """Make one phantom.
 
-    `shape` is (D, H, W); `spacing` (d, h, w) in millimetres, drawn from `ranges` when None. `findings` are the names to draw, sampled
-    when None. `wording` chooses between two sets of sentences that share none.
+    `shape` is (D, H, W); `spacing` (d, h, w) in millimetres, drawn from `ranges` when None. `findings` are the names to
+    draw, sampled when None. `wording` chooses between two sets of sentences that share none.
 
     >>> phantom = make_phantom(7, shape=(24, 32, 32), findings=["Lung nodule"])
     >>> phantom.labels["Lung nodule"], phantom.labels["Ascites"]
@@ -110,11 +113,12 @@ def make_phantom(
     textures = {name: NoiseField(seed, name, step) for name, step in TEXTURE_STEPS_MM.items()}
     plan_grid = Grid(frame, PLAN_START_MM, PLAN_SPACING, PLAN_SHAPE, torch.device("cpu"))
     plan = Body(patient, changes, plan_grid, textures)
-    draw_body(plan)
+    measure_body(plan)
     trees = grow_lungs(plan)
 
     spacing = spacing or sample_spacing(shape, acquisition)
     body = Body(patient, changes, Grid(frame, start_of(shape, spacing, acquisition), spacing, shape, device), textures)
+    body.known_points = plan.known_points
     draw_body(body)
     draw_lung_trees(body, trees)
     scene = Scene(body, plan, trees, ranges)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .phantom_anatomy import Body, bounds
+from .phantom_body import Body, bounds
 from .phantom_geometry import Coordinates, Part, Point, Slices, axes_along, ellipsoid, smooth_min
 
 KIDNEY_CENTRE = {"right": (-128.0, 42.0, -60.0), "left": (-114.0, 44.0, 62.0)}
@@ -23,9 +23,9 @@ def draw_abdominal_organs(body: Body) -> None:
     draw_adrenals(body)
 
 
-def below(body: Body, box: Slices, gap_mm: float = 3.5) -> Tensor:
+def below(body: Body, box: Slices, gap_mm: float = 2.0) -> Tensor:
     """Distance to the space that abdominal organs may fill: under the diaphragm, inside the wall."""
-    return torch.maximum(body.cavity[box] + gap_mm, gap_mm - body.diaphragm[box])
+    return torch.maximum(body.cavity[box] + gap_mm, 0.2 * gap_mm - body.diaphragm[box])
 
 
 def liver_centre(body: Body) -> tuple[Point, Point]:
@@ -81,7 +81,6 @@ def draw_spleen(body: Body) -> None:
     if box is None:
         return
     c = grid.at(box)
-    distance = ellipsoid(c, centre, (47.0 * size, 46.0 * size, 26.0 * size), axes_along((0.92, 0.25, 0.3)))
     distance = ellipsoid(c, centre, (47.0 * size, 30.0 * size, 46.0 * size), SPLEEN_AXES)
     hollow = ellipsoid(c, (centre[0], centre[1] - 20.0, centre[2] - 38.0), (60.0, 36.0, 34.0))
     distance = torch.maximum(torch.maximum(distance, -hollow), below(body, box)) + 1.2 * body.textures["coarse"][box]
@@ -199,12 +198,11 @@ def draw_bowel(body: Body) -> None:
         return
     p = body.points
     loops = []
-    for number in range(9):
+    for _ in range(9):
         centre = np.array([rng.uniform(-260, -135), rng.uniform(-50, 6), rng.uniform(-72, 78)])
         turn = rng.normal(0.0, (16.0, 12.0, 26.0), (6, 3)).cumsum(0) * 0.6
         points = np.clip(centre + turn, (-300, -64, -92), (-120, 14, 96))
         loops.append((grid.frame.to_scanner(points), list(rng.uniform(8.0, 13.0, 6))))
-        del number
     inside = below(body, box, 5.0)
     small = torch.maximum(grid.within(body.tubes(*loops, margin_mm=4.0), box), inside)
     body.paint(box, small, body.tissue["bowel_wall"], "small bowel")

@@ -1,10 +1,12 @@
 """Scene -> findings of heart, vessels, nodes, foreign material and abdomen, one function each."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from .phantom_abdomen import KIDNEY_CENTRE
-from .phantom_anatomy import HEART_AXES, aorta_line, heart_centre, heart_radii, hernia, hernia_centre
+from .phantom_chest import HEART_AXES, aorta_line, heart_centre, heart_radii, hernia, hernia_centre
 from .phantom_geometry import Cones, curve, measure_cones
 from .phantom_lungs import thin
 from .phantom_scene import SOFT_PLACES, Scene, describe, grade, log_uniform
@@ -76,7 +78,7 @@ def draw_hernia(scene: Scene) -> None:
     rng, grid = scene.rng("Hiatal hernia"), scene.grid
     size = scene.body.changes.hernia_mm
     gas_level = float(rng.uniform(8.0, 30.0))
-    centre = grid.frame.to_scanner(hernia_centre(scene.body))[0]
+    centre = grid.frame.to_scanner([hernia_centre(scene.body)])[0]
     box = scene.sphere_box(centre, size * 0.7 + 10.0)
     if box is None:
         return
@@ -420,5 +422,5 @@ def device(kind: str, sign: float, rng: np.random.Generator) -> tuple[list[tuple
     return lines, 2900.0, "spine"
 
 
-def smooth(points: list[tuple[float, float, float]]) -> np.ndarray:
+def smooth(points: Sequence[tuple[float, float, float]]) -> np.ndarray:
     return curve(np.array(points, dtype=np.float64), [1.0] * len(points), 5)[0]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .phantom_anatomy import LOBES, ORGAN_ID, profile
+from .phantom_body import LOBES, ORGAN_ID, profile
 from .phantom_geometry import Cones, NoiseField, Part, Slices, measure_cones
 from .phantom_lungs import thin
 from .phantom_scene import SOFT_PLACES, Scene, describe, grade, log_uniform
@@ -163,7 +163,7 @@ def draw_peribronchial(scene: Scene) -> None:
     severity = float(rng.uniform(*scene.ranges.severity))
     sides = pick_sides(rng, 0.65)
     lobe = None if sides == "both" else str(rng.choice([name for name in LOBES if name.startswith(sides)]))
-    cones = bronchi_of(scene, sides, lobe, 3, 45) or bronchi_of(scene, sides, None, 3, 45)
+    cones = bronchi_of(scene, sides, lobe, 9, 180) or bronchi_of(scene, sides, None, 9, 180)
     if cones is None:
         return
     wall = 1.6 + 1.8 * severity
@@ -185,7 +185,7 @@ def draw_bronchiectasis(scene: Scene) -> None:
     kind = str(rng.choice(["cylindrical", "varicose", "cystic"], p=[0.6, 0.2, 0.2]))
     for lobe in order:
         side = str(lobe).split()[0]
-        cones = bronchi_of(scene, side, str(lobe), 3, 18)
+        cones = bronchi_of(scene, side, str(lobe), 9, 70)
         if cones is not None and len(cones.start) >= 3:
             break
     else:

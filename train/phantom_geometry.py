@@ -6,7 +6,8 @@ Three frames, all ordered (z to the head, y to the back, x to the patient's left
 - patient: scanner moved by the patient's position on the table and turned by the roll;
 - template: patient divided by the habitus and bent by a smooth random displacement; every organ is defined here.
 
-A distance is negative inside. Distances are approximate away from the surface, which is all that a partial-volume edge needs.
+A distance is negative inside. Distances are approximate away from the surface, which is all that a partial-volume
+edge needs.
 """
 
 import math
@@ -65,7 +66,7 @@ class NoiseField:
     def __init__(self, seed: int, name: str, step_mm: float, channels: int = 1) -> None:
         self.step_mm = step_mm
         extent = np.subtract(FIELD_STOP_MM, FIELD_START_MM)
-        self.shape = tuple(int(math.ceil(length / step_mm)) + 3 for length in extent)
+        self.shape = tuple(math.ceil(length / step_mm) + 3 for length in extent)
         rng = named_rng(seed, name)
         # White noise between cubic B-splines has variance (151/315)^3 on average: divide, so that the field has unit variance.
         self.lattice = rng.standard_normal((channels, *self.shape), dtype=np.float32) / (151.0 / 315.0) ** 1.5
@@ -277,7 +278,7 @@ def measure_cones(grid: Grid, cones: Cones, margin_mm: float) -> Part | None:
         # As many as fit in a batch: sizes are sorted, so that the last one is the largest.
         end = begin + 1
         size = (last - first)[order[begin]]
-        while end < len(order) and end - begin < 64:
+        while end < len(order) and end - begin < 256:
             grown = np.maximum(size, (last - first)[order[end]])
             if grown.prod() * (end + 1 - begin) > MAX_BATCH_VOXELS:
                 break

@@ -1,14 +1,15 @@
 """Lung of a patient -> the trees inside it: arteries, veins and bronchi as round cones that fill the lung.
 
-A tree is grown by halving its targets: points inside the lung, split along their widest direction, each half reached from a point
-between the parent and the half's middle. Radii follow Murray's law in the number of targets. Bronchi run beside the arteries.
+A tree is grown by halving its targets: points inside the lung, split along their widest direction, each half reached
+from a point between the parent and the half's middle. Radii follow Murray's law in the number of targets. Bronchi run
+beside the arteries.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .phantom_anatomy import Body
+from .phantom_body import Body
 from .phantom_geometry import Cones, measure_cones, thin_radius
 
 SIDES = ("right", "left")
@@ -34,37 +35,36 @@ class LungTrees:
 
 
 def grow_tree(targets: np.ndarray, root: np.ndarray, rng: np.random.Generator, leaf_mm: float, power: float) -> Tree:
-    """A tree from a root (3,) to targets (n, 3)."""
-    starts, stops, served, depths, served_by_parent = [], [], [], [], []
-    stack = [(root, targets, 0, len(targets))]
-    while stack:
-        start, points, depth, above = stack.pop()
-        middle = points.mean(0)
-        if len(points) == 1:
-            stop = points[0]
-        else:
-            share = 0.30 if depth == 0 else rng.uniform(0.4, 0.6)
-            stop = start + share * (middle - start) + rng.normal(0.0, 1.5, 3)
-        starts.append(start)
-        stops.append(stop)
-        served.append(len(points))
-        served_by_parent.append(above)
-        depths.append(depth)
-        if len(points) > 1:
-            centred = points - middle
-            widest = np.linalg.eigh(centred.T @ centred + np.eye(3))[1][:, -1]
-            order = np.argsort(centred @ widest)
-            cut = int(np.clip(round(len(points) * rng.uniform(0.35, 0.65)), 1, len(points) - 1))
-            stack.append((stop, points[order[:cut]], depth + 1, len(points)))
-            stack.append((stop, points[order[cut:]], depth + 1, len(points)))
-    num_served = np.array(served)
+    """A tree from a root (3,) to targets (n, 3), one generation of all branches at a time."""
+    points, counts, start, above, depth = targets, np.array([len(targets)]), root[None], np.array([len(targets)]), 0
+    starts, stops, served, served_by_parent, depths = [], [], [], [], []
+    while len(counts):
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        middle = np.add.reduceat(points, first) / counts[:, None]
+        spread = np.add.reduceat(points**2, first) / counts[:, None] - middle**2
+        several = counts > 1
+        share = np.where(several, rng.uniform(0.4, 0.6, len(counts)) if depth else 0.30, 1.0)[:, None]
+        stop = start + share * (middle - start) + several[:, None] * rng.normal(0.0, 1.5, start.shape)
+        for history, values in zip(
+            (starts, stops, served, served_by_parent, depths),
+            (start, stop, counts, above, np.full(len(counts), depth)),
+            strict=True,
+        ):
+            history.append(values)
+        # Halve every group of several targets along its widest axis.
+        group = np.repeat(np.arange(len(counts)), counts)
+        key = points[np.arange(len(points)), spread.argmax(1)[group]]
+        order = np.lexsort((key, group))
+        points = points[order[several[group]]]
+        cut = np.clip(np.round(counts * rng.uniform(0.35, 0.65, len(counts))).astype(int), 1, np.maximum(counts - 1, 1))
+        start, above = np.repeat(stop[several], 2, axis=0), np.repeat(counts[several], 2)
+        counts = np.stack([cut, counts - cut], axis=1)[several].ravel()
+        depth += 1
+    num_served = np.concatenate(served)
     end_radius = leaf_mm * num_served**power
-    start_radius = np.minimum(leaf_mm * np.array(served_by_parent) ** power, end_radius * 1.25)
-    return Tree(
-        cones=Cones(np.array(starts), np.array(stops), start_radius, end_radius),
-        num_served=num_served,
-        depth=np.array(depths),
-    )
+    start_radius = np.minimum(leaf_mm * np.concatenate(served_by_parent) ** power, end_radius * 1.25)
+    cones = Cones(np.concatenate(starts), np.concatenate(stops), start_radius, end_radius)
+    return Tree(cones=cones, num_served=num_served, depth=np.concatenate(depths))
 
 
 def join(trees: list[Tree]) -> Tree:
@@ -74,8 +74,8 @@ def join(trees: list[Tree]) -> Tree:
 
 
 def beside(artery: Tree, artery_root: np.ndarray, bronchus_root: np.ndarray, rng: np.random.Generator) -> Tree:
-    """Bronchi along the arteries that serve at least three targets, moved from the artery's root to the bronchus's."""
-    large = artery.num_served >= 3
+    """Bronchi along the arteries that serve at least nine targets, moved from the artery's root to the bronchus's."""
+    large = artery.num_served >= 9
     c = artery.cones
     aside = rng.normal(0.0, 1.0, 3)
     aside *= 4.5 / np.linalg.norm(aside)
@@ -86,7 +86,7 @@ def beside(artery: Tree, artery_root: np.ndarray, bronchus_root: np.ndarray, rng
         return points + gap * near + aside * (1.0 - near)
 
     depth = artery.depth[large]
-    radius = np.clip(0.75 * artery.num_served[large] ** 0.42, 1.0, 4.5)
+    radius = np.clip(0.55 * artery.num_served[large] ** 0.38, 1.0, 4.5)
     cones = Cones(move(c.start[large], depth), move(c.stop[large], depth + 1), radius * 1.05, radius)
     return Tree(cones=cones, num_served=artery.num_served[large], depth=depth)
 
@@ -109,14 +109,14 @@ def grow_lungs(plan: Body) -> LungTrees:
             return chosen + rng.uniform(-3.5, 3.5, chosen.shape)
 
         root, bronchus, upper, lower = frame.to_scanner(ROOTS[side])
-        artery = grow_tree(choose(120), root, rng, 0.80, 0.36)
+        artery = grow_tree(choose(480), root, rng, 0.62, 0.335)
         arteries.append(artery)
         tree = beside(artery, root, bronchus, rng)
         bronchi.append(tree)
         sides.append(np.full(len(tree.depth), sign))
-        targets = choose(90)
+        targets = choose(320)
         above = targets[:, 0] > (upper[0] + lower[0]) / 2
-        veins.extend(grow_tree(t, r, rng, 0.75, 0.36) for t, r in ((targets[above], upper), (targets[~above], lower)))
+        veins.extend(grow_tree(t, r, rng, 0.60, 0.35) for t, r in ((targets[above], upper), (targets[~above], lower)))
     return LungTrees(
         arteries=join(arteries), veins=join(veins), bronchi=join(bronchi), bronchus_side=np.concatenate(sides)
     )

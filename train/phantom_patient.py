@@ -1,7 +1,8 @@
 """Seed and ranges -> who lies in the scanner and how the scan is taken: every sampled number of a phantom.
 
-`TRAIN_RANGES` is what training draws from. `SHIFTED_RANGES` is another population and another hospital (heavier and smaller bodies,
-thicker slices, more noise, other kernels, other sizes of findings), so that an evaluation can leave the training distribution.
+`TRAIN_RANGES` is what training draws from. `SHIFTED_RANGES` is another population and another hospital (heavier and
+smaller bodies, thicker slices, more noise, other kernels, other sizes of findings), so that an evaluation can leave
+the training distribution.
 """
 
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ class PhantomRanges:
     organ_scale: Range = (0.88, 1.12)
     lung_hu: Range = (-885.0, -820.0)
     liver_hu: Range = (48.0, 62.0)
-    marrow_hu: Range = (170.0, 300.0)
+    marrow_hu: Range = (150.0, 270.0)
     phase_probabilities: tuple[float, float, float] = (0.4, 0.25, 0.35)  # in the order of PHASES
     # Acquisition
     field_of_view_mm: Range = (330.0, 440.0)

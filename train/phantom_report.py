@@ -1,7 +1,8 @@
 """Findings of a phantom -> a radiology report that says them, leaves some out of the impression, and denies others.
 
-The same grammar speaks two sets of sentences (phantom_wording.py). What a report states about each finding is known: `Report.stated`.
-Sizes are rounded as a reader would; history, technique and comparison may name a finding without stating it.
+The same grammar speaks two sets of sentences (phantom_wording.py). What a report states about each finding is known:
+`Report.stated`. Sizes are rounded as a reader would; history, technique and comparison may name a finding without
+stating it.
 """
 
 import re

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .phantom_anatomy import ORGAN_ID, Body
+from .phantom_body import ORGAN_ID, Body
 from .phantom_geometry import named_rng
 from .phantom_patient import Acquisition
 

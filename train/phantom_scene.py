@@ -1,7 +1,7 @@
 """Body + planning body -> a scene into which findings are drawn, each voxel of them known.
 
-The planning body is the same patient on a fixed coarse grid. Every place is chosen there, so that a finding lies at the same point of
-the patient whatever grid the scan has.
+The planning body is the same patient on a fixed coarse grid. Every place is chosen there, so that a finding lies at
+the same point of the patient whatever grid the scan has.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .phantom_anatomy import ORGAN_ID, ORGAN_NAMES, Body, lobes
+from .phantom_body import ORGAN_ID, ORGAN_NAMES, Body
+from .phantom_chest import lobes
 from .phantom_geometry import Coordinates, Part, Point, Slices
 from .phantom_lungs import LungTrees
 from .phantom_patient import FINDING_NAMES, PhantomRanges

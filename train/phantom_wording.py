@@ -1,8 +1,9 @@
 """The words of a phantom's report: two sets of sentences that share none, one for training and one held out.
 
-Syntax: `[a|b]` chooses one, nested as wanted; `<slot>` is filled from the finding: `<np>` noun phrase, `<n>` bare noun, `<place>`,
-`<size>`, `<grade>`, `<kind>`, `<is>`. The two sets differ in their frames, so that no sentence of one can be said by the other, while
-most nouns are known to both: held-out wording asks whether a sentence is understood, not whether a word was ever seen.
+Syntax: `[a|b]` chooses one, nested as wanted; `<slot>` is filled from the finding: `<np>` noun phrase, `<n>` bare
+noun, `<place>`, `<size>`, `<grade>`, `<kind>`, `<is>`. The two sets differ in their frames, so that no sentence of
+one can be said by the other, while most nouns are known to both: held-out wording asks whether a sentence is
+understood, not whether a word was ever seen.
 """
 
 from dataclasses import dataclass
