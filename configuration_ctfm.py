@@ -67,6 +67,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         crops_per_chunk: crops encoded at once while no gradient is kept; bounds memory, changes nothing else.
         global_config: `None` leaves the global transformer out; the scan's feature is then the largest value of every
             descriptor channel over its crops.
+        auto_map: see `CTFMConfig`.
     """
 
     model_type = "ctfm_vision"
@@ -91,6 +92,13 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     air_patch_level: float | int | None = None
     crops_per_chunk: int = 8
     global_config: dict | PreTrainedConfig | None = field(default_factory=dict)
+    auto_map: dict[str, str] = field(
+        default_factory=lambda: {
+            "AutoConfig": "configuration_ctfm.CTFMVisionConfig",
+            "AutoModel": "modeling_ctfm.CTFMVisionModel",
+            "AutoBackbone": "modeling_ctfm.CTFMBackbone",
+        }
+    )
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -132,6 +140,8 @@ class CTFMConfig(PreTrainedConfig):
         text_pooling: `"mean"` over the tokens, or `"last"` token, as decoder-only encoders are trained.
         projection_hidden_size, projection_bottleneck_size, projection_dim: widths of both projection heads.
         logit_scale_init_value, logit_bias_init_value: of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343).
+        auto_map: which class each Auto class loads, so that any checkpoint serves all of them with `trust_remote_code`.
+            `save_pretrained` alone would name only the class that was saved.
     """
 
     model_type = "ctfm"
@@ -150,6 +160,15 @@ class CTFMConfig(PreTrainedConfig):
     logit_bias_init_value: float | int = -10.0
     initializer_range: float = 0.02
     problem_type: str | None = "multi_label_classification"
+    auto_map: dict[str, str] = field(
+        default_factory=lambda: {
+            "AutoConfig": "configuration_ctfm.CTFMConfig",
+            "AutoModel": "modeling_ctfm.CTFMModel",
+            "AutoModelForZeroShotImageClassification": "modeling_ctfm.CTFMModel",
+            "AutoModelForImageClassification": "modeling_ctfm.CTFMForImageClassification",
+            "AutoModelForSemanticSegmentation": "modeling_ctfm.CTFMForSemanticSegmentation",
+        }
+    )
 
     def validate_architecture(self) -> None:
         if self.text_pooling not in ("mean", "last"):

@@ -10,7 +10,7 @@ Shapes: `b` batch, `g` crops in a scan, `c` channels, `D H W` voxels of a crop, 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -539,7 +539,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             output.last_hidden_state = output.last_hidden_state.unflatten(0, lead)
             for name in ("hidden_states", "attentions"):
                 if output.get(name):
-                    output[name] = tuple(state.unflatten(0, lead) for state in output[name])
+                    output[name] = tuple(s if s is None else s.unflatten(0, lead) for s in output[name])
             return output
 
         occupied = torch.stack([crop.any() for crop in crops])
@@ -554,15 +554,16 @@ class CTFMVisionModel(CTFMPreTrainedModel):
                 chunk.last_hidden_state = None
             chunks.append(chunk)
 
-        def gather(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts)[slots].unflatten(0, lead)
+        def gather(parts: Sequence[Tensor | None]) -> Tensor | None:
+            kept = [part for part in parts if part is not None]  # none of a layer that was not asked for
+            return torch.cat(kept)[slots].unflatten(0, lead) if kept else None
 
         output = BaseModelOutputWithPooling(pooler_output=gather([chunk.pooler_output for chunk in chunks]))
         if output_tokens:
             output.last_hidden_state = gather([chunk.last_hidden_state for chunk in chunks])
         for name in ("hidden_states", "attentions"):
             if chunks[0].get(name):
-                output[name] = tuple(gather(list(parts)) for parts in zip(*(c[name] for c in chunks), strict=True))
+                output[name] = tuple(gather(parts) for parts in zip(*(c[name] for c in chunks), strict=True))
         return output
 
     def descriptor_coordinates(self, crop_grid: Tensor, num_crops: int) -> Tensor:
@@ -718,7 +719,6 @@ class CTFMForImageClassification(CTFMPreTrainedModel):
 
     input_modalities = ("image",)
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
-    _keys_to_ignore_on_load_missing = [r"^classifier"]
 
     def __init__(self, config: CTFMConfig):
         super().__init__(config)
@@ -806,7 +806,6 @@ class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
 
     input_modalities = ("image",)
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
-    _keys_to_ignore_on_load_missing = [r"^decoder"]
 
     def __init__(self, config: CTFMConfig):
         super().__init__(config)
