@@ -380,6 +380,8 @@ class _Header:
             element = data_set.get_item(tag)
             value = getattr(element, "value", None)
             if isinstance(value, bytes):
+                if len(value) < getattr(element, "length", 0) < 0xFFFFFFFF:
+                    raise DamagedFileError(f"the file ends inside {_tag_name(tag)}", file=self.path.name)
                 return value
         return b""
 
@@ -438,14 +440,12 @@ class _Header:
 
     def foreign_reason(self) -> str:
         """Why the file is no CT image at all; empty where it may be one."""
-        modality, sop_class = self.text(0x0008_0060).upper(), self.text(0x0008_0016) or self._media_class()
+        modality, sop_class = self.text(0x0008_0060).upper(), self.text(0x0008_0016)
         if modality and modality != "CT":
             return f"modality {modality}" if modality.isalnum() and len(modality) <= 16 else "other modality"
-        if sop_class not in CT_CLASSES and not sop_class.startswith(SECONDARY_CAPTURE):
-            if modality == "CT" and (sop_class or self.raw(0x0028_0010)):
-                return "" if self.raw(0x0028_0010) else "no image"
-            if not sop_class and not modality:
-                raise DamagedFileError("no DICOM image header: the file is damaged or ends early", file=self.path.name)
+        if not modality and not sop_class:
+            raise DamagedFileError("no DICOM image header: the file is damaged or ends early", file=self.path.name)
+        if not modality and sop_class not in CT_CLASSES:
             return "other kind of object"
         return ""
 

@@ -267,10 +267,14 @@ def _check_codestream(stream: bytes, layout: PixelLayout) -> None:
 
 
 def to_hounsfield(stored: np.ndarray, slope: float, intercept: float, padding: tuple[int, int] | None) -> np.ndarray:
-    """Stored values -> Hounsfield units: whole numbers (int32) where slope and intercept are whole, else float32."""
+    """Stored values -> Hounsfield units: whole numbers (int16 if they fit) where slope and intercept are, else float32."""
     if float(slope).is_integer() and float(intercept).is_integer() and abs(slope) < 2**10 and abs(intercept) < 2**20:
-        wide = stored.astype(np.int64 if stored.dtype.itemsize == 4 else np.int32)
-        hu = wide * int(slope) + int(intercept) if slope != 1 else wide + int(intercept)
+        low, high = (int(value) * int(slope) + int(intercept) for value in (stored.min(), stored.max()))
+        if slope == 1 and low >= -32768 and high <= 32767 and stored.dtype.itemsize <= 2:
+            hu = stored.astype(np.int16)  # wraps, and wraps back: the sum fits
+            hu += np.int16((int(intercept) + 32768) % 65536 - 32768)
+        else:
+            hu = stored.astype(np.int64) * int(slope) + int(intercept)
     else:
         hu = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
     if padding is not None:

@@ -183,12 +183,10 @@ def _numbers(text: str, count: int, what: str, file: str) -> np.ndarray:
     return numbers
 
 
-def _sizes(text: str, what: str, file: str) -> tuple[int, ...]:
+def _sizes(text: str, what: str, file: str) -> tuple[int, int, int]:
     if not re.fullmatch(r"[\s\d]+", text):
         raise DamagedFileError(f"{what} is not a list of sizes", file=file, value=text)
-    sizes = tuple(int(part) for part in text.split())
-    check_shape(sizes, file)
-    return sizes
+    return check_shape(tuple(int(part[:12]) for part in text.split()), file)
 
 
 def _element_type(types: dict[str, str], name: str, file: str) -> str:
@@ -299,7 +297,7 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
         shape = shape[:-1]
     if len(shape) > 3:
         raise NotCTError("more than one volume in the file", file=name, value=shape, cure="Pass one 3-D volume.")
-    check_shape(shape, name)
+    columns, rows, num_slices = check_shape(shape, name)
     if fields.datatype not in NIFTI_TYPES:
         raise NotCTError("not a scalar voxel type", file=name, value=f"NIfTI datatype {fields.datatype}")
     pixdim = np.array(fields.pixdim[1:4], np.float64)
@@ -314,7 +312,6 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
     if not np.isfinite(fields.offset) or fields.offset < 0 or fields.offset > 2**31:
         raise DamagedFileError("absurd offset of the voxel data", file=name, value=fields.offset)
     affine, checks, warnings = _nifti_affine(fields, pixdim, shape)
-    columns, rows, num_slices = shape
     return Layout(
         kind="nifti",
         shape=(columns, rows, num_slices),
@@ -423,7 +420,7 @@ def _meta_layout(path: Path, folder: Path) -> Layout:
         offset = data_file.stat().st_size - int(np.prod(shape, dtype=object)) * dtype.itemsize
     return Layout(
         kind="metaimage",
-        shape=(shape[0], shape[1], shape[2]),
+        shape=shape,
         dtype=dtype,
         affine=LPS_TO_RAS @ affine,
         data_file=data_file,
@@ -491,7 +488,7 @@ def _nrrd_layout(path: Path, folder: Path) -> Layout:
         raise DamagedFileError("the voxel data ends early", file=name)
     return Layout(
         kind="nrrd",
-        shape=(shape[0], shape[1], shape[2]),
+        shape=shape,
         dtype=dtype,
         affine=affine,
         data_file=data_file,

@@ -193,14 +193,16 @@ def _fits_int16(values: np.ndarray) -> bool:
     return values.dtype.kind in "iu" or bool(np.array_equal(np.rint(values), values))
 
 
-def check_shape(shape: tuple[int, ...], file: str) -> None:
+def check_shape(shape: tuple[int, ...], file: str) -> tuple[int, int, int]:
     """Refuses the size of a volume before any memory is spent on it."""
     if len(shape) != 3:
         raise NotCTError(
             f"{len(shape)}-dimensional image, one 3-D scan is needed", file=file, value=shape, cure="Pass one volume."
         )
-    if min(shape) < 1 or int(np.prod([int(size) for size in shape], dtype=object)) > MAX_VOXELS:
+    first, second, third = (int(size) for size in shape)
+    if min(first, second, third) < 1 or first * second * third > MAX_VOXELS:
         raise DamagedFileError("absurd image size", file=file, value=shape, cure="The header is damaged or no CT scan.")
+    return first, second, third
 
 
 def check_affine(affine: np.ndarray, file: str) -> None:

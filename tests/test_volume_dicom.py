@@ -1,0 +1,720 @@
+"""DICOM folders and files through `read_volume`: order, geometry, pixels, and the choice of one series."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from ctfm.train.dicom_series import write_dicom_series
+from ctfm.volume_ctfm import (
+    AIR_HU,
+    AmbiguousSeriesError,
+    DamagedFileError,
+    GeometryError,
+    NotCTError,
+    UnsupportedFormatError,
+    Volume,
+    VolumeError,
+    list_series,
+    read_volume,
+)
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import UID, generate_uid
+
+from tests.phantoms import SHAPE, SPACING, canonical_affine, phantom_hu
+
+HU = phantom_hu()
+AFFINE = canonical_affine()
+Edit = Callable[[FileDataset, int], None]
+
+
+def write(
+    folder: Path, edit: Edit | None = None, hu: np.ndarray = HU, affine: np.ndarray = AFFINE, **names: str
+) -> Path:
+    write_dicom_series(hu, affine, folder, edit=edit, **names)  # type: ignore[arg-type]
+    return folder
+
+
+def edited(**values: object) -> Edit:
+    def edit(data_set: FileDataset, index: int) -> None:
+        for name, value in values.items():
+            setattr(data_set, name, value)
+
+    return edit
+
+
+def rewrite(folder: Path, change: Callable[[FileDataset], None]) -> None:
+    for path in sorted(folder.iterdir()):
+        data_set = pydicom.dcmread(path)
+        change(data_set)
+        data_set.save_as(path)
+
+
+def assert_is_phantom(volume: Volume, tolerance: float = 1e-3) -> None:
+    assert np.array_equal(volume.hu, HU)
+    assert np.allclose(volume.affine, AFFINE, atol=tolerance)
+
+
+def test_a_series_comes_back_exactly(tmp_path: Path) -> None:
+    volume = read_volume(write(tmp_path / "scan"))
+    assert_is_phantom(volume)
+    assert volume.hu.dtype == np.int16
+    assert volume.hu.flags.c_contiguous
+    assert volume.warnings == ()
+    assert np.allclose(volume.spacing, SPACING)
+
+
+def test_a_string_path_reads_like_a_path(tmp_path: Path) -> None:
+    assert_is_phantom(read_volume(str(write(tmp_path))))
+
+
+def test_slices_are_ordered_by_position_not_by_name_or_number(tmp_path: Path) -> None:
+    def shuffle(data_set: FileDataset, index: int) -> None:
+        data_set.InstanceNumber = (index * 7) % 24
+
+    write(tmp_path / "flat", shuffle)
+    nested = tmp_path / "nested"
+    for index, path in enumerate(sorted((tmp_path / "flat").iterdir())):
+        target = nested / str(index % 3) / f"{(index * 5) % 24:x}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    assert_is_phantom(read_volume(nested))
+
+
+def test_each_slice_has_its_own_rescale(tmp_path: Path) -> None:
+    def rescale(data_set: FileDataset, index: int) -> None:
+        stored = np.frombuffer(data_set.PixelData, "<i2").astype(np.int32) - 1024  # hu
+        data_set.RescaleSlope, data_set.RescaleIntercept = "1", str(-1000 - index)
+        data_set.PixelData = (stored + 1000 + index).astype("<i2").tobytes()
+
+    volume = read_volume(write(tmp_path, rescale))
+    assert_is_phantom(volume)
+    assert volume.source.rescale == "differs by slice"
+
+
+def test_a_broken_slope_gives_float32(tmp_path: Path) -> None:
+    write_dicom_series(HU, AFFINE, tmp_path, slope=0.3, intercept=-1024.5)
+    volume = read_volume(tmp_path)
+    assert volume.hu.dtype == np.float32
+    assert np.abs(volume.hu - HU).max() <= 0.151
+
+
+@pytest.mark.parametrize("slope", ["0", "-1", "1e9", "abc"])
+def test_an_absurd_slope_is_refused(tmp_path: Path, slope: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(tmp_path)
+        for path in tmp_path.iterdir():
+            path.write_bytes(
+                path.read_bytes().replace(b"\x53\x10DS\x02\x001 ", b"\x53\x10DS\x04\x00" + slope.ljust(4).encode())
+            )
+    with pytest.raises(VolumeError, match=r"[Rr]escale"):
+        read_volume(tmp_path)
+
+
+def test_padding_and_fill_become_air(tmp_path: Path) -> None:
+    corners = np.zeros(SHAPE[1:], bool)
+    corners[:4, :4] = corners[-4:, -4:] = True
+
+    def pad(data_set: FileDataset, index: int) -> None:
+        stored = np.frombuffer(data_set.PixelData, "<i2").reshape(SHAPE[1:]).copy()
+        stored[corners] = -2000
+        stored[0, -1] = -1024  # -2048 HU, outside the circle, without being the padding value
+        data_set.PixelPaddingValue = -2000
+        data_set.PixelData = stored.tobytes()
+
+    volume = read_volume(write(tmp_path, pad))
+    expected = HU.copy()
+    expected[:, corners] = AIR_HU
+    expected[:, 0, -1] = AIR_HU
+    assert np.array_equal(volume.hu, expected)
+    assert any("padding value" in warning for warning in volume.warnings)
+    assert any("reconstruction circle" in warning for warning in volume.warnings)
+
+
+def test_a_padding_range_becomes_air(tmp_path: Path) -> None:
+    def pad(data_set: FileDataset, index: int) -> None:
+        stored = np.frombuffer(data_set.PixelData, "<i2").reshape(SHAPE[1:]).copy()
+        stored[0, :3] = (-30, -20, -10)
+        data_set.PixelPaddingValue, data_set.PixelPaddingRangeLimit = -30, -10
+        data_set.PixelData = stored.tobytes()
+
+    assert (read_volume(write(tmp_path, pad)).hu[:, 0, :3] == AIR_HU).all()
+
+
+def test_a_padding_value_that_is_tissue_is_not_padding(tmp_path: Path) -> None:
+    volume = read_volume(write(tmp_path, edited(PixelPaddingValue=1064)))  # 40 HU
+    assert_is_phantom(volume)
+
+
+@pytest.mark.parametrize(
+    ("bits", "high_bit", "signed"), [(12, 11, False), (12, 13, False), (13, 15, True), (16, 15, False)]
+)
+def test_odd_bit_layouts_are_unpacked(tmp_path: Path, bits: int, high_bit: int, signed: bool) -> None:
+    def pack(data_set: FileDataset, index: int) -> None:
+        hu = np.frombuffer(data_set.PixelData, "<i2").astype(np.int64) - 1024
+        stored = hu if signed else hu + 1024
+        packed = (stored & ((1 << bits) - 1)) << (high_bit + 1 - bits)
+        overlay = 0xFFFF & ~(((1 << bits) - 1) << (high_bit + 1 - bits))
+        data_set.PixelData = (packed | (overlay if index % 2 else 0)).astype("<u2").tobytes()
+        data_set.RescaleIntercept = "0" if signed else "-1024"
+        data_set.BitsStored, data_set.HighBit, data_set.PixelRepresentation = bits, high_bit, int(signed)
+
+    assert np.array_equal(read_volume(write(tmp_path, pack)).hu, HU)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"])
+def test_uncompressed_transfer_syntaxes_agree(tmp_path: Path, syntax: str) -> None:
+    write(tmp_path)
+    for path in tmp_path.iterdir():
+        data_set = pydicom.dcmread(path)
+        data_set.decode()
+        if syntax.endswith("2.2"):
+            data_set.PixelData = np.frombuffer(data_set.PixelData, "<i2").astype(">i2").tobytes()
+            data_set.PixelPaddingValue = -2000
+        data_set.file_meta.TransferSyntaxUID = UID(syntax)
+        fresh = Dataset(data_set)
+        fresh.file_meta = data_set.file_meta
+        fresh.save_as(
+            path,
+            implicit_vr=syntax == "1.2.840.10008.1.2",
+            little_endian=not syntax.endswith("2.2"),
+            enforce_file_format=True,
+        )
+    assert_is_phantom(read_volume(tmp_path))
+
+
+def compress_with_gdcm(path: Path, syntax: int, signed: bool) -> None:
+    gdcm = pytest.importorskip("gdcm")
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("name", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
+def test_lossless_compression_changes_no_value(tmp_path: Path, name: str, signed: bool) -> None:
+    gdcm = pytest.importorskip("gdcm")
+
+    def pad(data_set: FileDataset, index: int) -> None:
+        stored = np.frombuffer(data_set.PixelData, "<i2").reshape(SHAPE[1:]).copy()
+        if signed:
+            stored[:3, :3] = -2000
+        else:
+            data_set.PixelRepresentation, data_set.BitsStored, data_set.HighBit = 0, 12, 11
+        data_set.PixelData = stored.tobytes()
+
+    write(tmp_path / "plain", pad)
+    write(tmp_path / "packed", pad)
+    for path in (tmp_path / "packed").iterdir():
+        compress_with_gdcm(path, getattr(gdcm.TransferSyntax, name), signed)
+    plain, packed = read_volume(tmp_path / "plain"), read_volume(tmp_path / "packed")
+    assert np.array_equal(plain.hu, packed.hu)
+    assert np.array_equal(plain.affine, packed.affine)
+    assert packed.source.transfer_syntax != plain.source.transfer_syntax
+
+
+ORIENTATIONS = {
+    "axial, head first": ((2, 0, 1), (1, 1, 1)),
+}
+
+
+def reoriented(order: tuple[int, int, int], signs: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The phantom stored with other axes: `order` names our axis on each stored axis, `signs` reverses some."""
+    hu, affine = HU, AFFINE.copy()
+    flips = tuple(slice(None, None, sign) for sign in signs)
+    hu = hu.transpose(order)[flips]
+    affine = affine[:, [*order, 3]]
+    for axis, sign in enumerate(signs):
+        if sign < 0:
+            affine[:, 3] += affine[:, axis] * (hu.shape[axis] - 1)
+            affine[:, axis] *= -1
+    return np.ascontiguousarray(hu), affine
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, -1, 1), (-1, -1, -1)])
+def test_every_acquisition_plane_lands_in_one_orientation(
+    tmp_path: Path, order: tuple[int, int, int], signs: tuple[int, int, int]
+) -> None:
+    hu, affine = reoriented(order, signs)
+    volume = read_volume(write(tmp_path, hu=hu, affine=affine))
+    assert_is_phantom(volume)
+    back = volume.to_source_order(
+        volume.hu
+    )  # slices run along their normal, so a left-handed stack comes back reversed
+    handed = np.linalg.det(np.diag([-1, -1, 1]) @ affine[:3, [2, 1, 0]]) > 0
+    assert np.array_equal(back, hu if handed else hu[::-1])
+
+
+def rotation_about_x(degrees: float) -> np.ndarray:
+    angle = np.radians(degrees)
+    matrix = np.eye(4)
+    matrix[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return matrix
+
+
+def test_an_oblique_stack_keeps_its_voxels_and_its_rotation(tmp_path: Path) -> None:
+    affine = rotation_about_x(15) @ AFFINE
+    volume = read_volume(write(tmp_path, affine=affine))
+    assert np.array_equal(volume.hu, HU)
+    assert np.allclose(volume.affine, affine, atol=1e-3)
+    assert any("15.0 degrees" in warning for warning in volume.warnings)
+
+
+def world_ramp(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """HU that are a linear function of the place in the patient, so that any true resampling keeps them."""
+    index = np.stack(np.meshgrid(*(np.arange(size) for size in shape), indexing="ij"), -1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+    return np.rint(world @ [3.0, 4.0, 5.0]).astype(np.int16)
+
+
+def interior(volume: Volume) -> np.ndarray:
+    return (volume.hu != AIR_HU) & (np.abs(volume.hu) < 2000)
+
+
+@pytest.mark.parametrize("degrees", [-20.0, 8.0, 25.0])
+def test_gantry_tilt_is_straightened(tmp_path: Path, degrees: float) -> None:
+    affine = AFFINE.copy()
+    affine[:3, 1] = rotation_about_x(degrees)[:3, :3] @ affine[:3, 1]  # rows lean, the table still runs along z
+    volume = read_volume(write(tmp_path, hu=world_ramp(SHAPE, affine), affine=affine))
+    cosines = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    assert np.allclose(cosines.T @ cosines, np.eye(3), atol=1e-6)
+    assert any("gantry tilt" in warning for warning in volume.warnings)
+    expected = world_ramp(volume.hu.shape, volume.affine)
+    inside = interior(volume)
+    assert inside.mean() > 0.4
+    assert np.abs(volume.hu.astype(int) - expected)[inside].max() <= 4
+    with pytest.raises(VolumeError, match="resampled"):
+        volume.to_source_order(volume.hu)
+
+
+def test_a_missing_slice_is_interpolated_and_said(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "slice0007.dcm").unlink()
+    volume = read_volume(tmp_path)
+    assert volume.hu.shape == SHAPE
+    assert np.array_equal(np.delete(volume.hu, 7, 0), np.delete(HU, 7, 0))
+    assert np.array_equal(volume.hu[7], np.rint((HU[6].astype(float) + HU[8]) / 2))
+    assert any("missing slices" in warning for warning in volume.warnings)
+    with pytest.raises(VolumeError, match="resampled"):
+        volume.to_source_order(volume.hu)
+
+
+def test_a_wide_hole_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    for index in range(7, 12):
+        (tmp_path / f"slice{index:04d}.dcm").unlink()
+    with pytest.raises(GeometryError, match=r"hole of 18\.0 mm"):
+        read_volume(tmp_path)
+
+
+def test_a_changing_slice_distance_is_resampled_from_true_positions(tmp_path: Path) -> None:
+    depths = np.concatenate([np.arange(8) * 2.0, 14 + np.arange(1, 9) * 4.0])
+    hu = np.broadcast_to((depths * 10)[:, None, None], (16, 8, 8)).astype(np.int16) - 500
+    hu = hu + np.arange(8, dtype=np.int16)
+
+    def place(data_set: FileDataset, index: int) -> None:
+        data_set.ImagePositionPatient[2] = float(depths[index])
+
+    volume = read_volume(write(tmp_path, place, hu=hu))
+    assert volume.hu.shape == (24, 8, 8)
+    assert np.allclose(volume.spacing[0], 2.0)
+    assert np.array_equal(volume.hu[:, 0, 0], np.arange(24) * 20 - 500)
+
+
+def test_identical_duplicates_are_dropped_and_said(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "copy").mkdir()
+    for index in (3, 11):
+        (tmp_path / "copy" / f"again{index}").write_bytes((tmp_path / f"slice{index:04d}.dcm").read_bytes())
+    volume = read_volume(tmp_path)
+    assert_is_phantom(volume)
+    assert volume.source.left_out == {"duplicate slice": 2}
+    assert any("twice" in warning for warning in volume.warnings)
+
+
+def test_different_slices_on_one_place_are_refused(tmp_path: Path) -> None:
+    def stack(data_set: FileDataset, index: int) -> None:
+        if index == 5:
+            data_set.ImagePositionPatient[2] = data_set.ImagePositionPatient[2] - SPACING[0]
+
+    with pytest.raises(VolumeError, match="same place"):
+        read_volume(write(tmp_path, stack))
+
+
+def test_one_slice_is_no_volume(tmp_path: Path) -> None:
+    with pytest.raises(GeometryError, match="one slice is no volume"):
+        read_volume(write(tmp_path, hu=HU[:1]))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["ORIGINAL", "PRIMARY", "LOCALIZER"], "localizer"),
+        (["DERIVED", "SECONDARY", "SCREEN SAVE"], "secondary capture"),
+        (["DERIVED", "PRIMARY", "CBF"], "derived map"),
+    ],
+)
+def test_what_is_no_slice_is_left_out_and_listed(tmp_path: Path, words: list[str], reason: str) -> None:
+    write(tmp_path / "scan", series_uid="1.2.3")
+    write(tmp_path / "other", edited(ImageType=words), hu=HU[:6])
+    write(tmp_path / "inside", edited(ImageType=words), hu=HU[6:8], series_uid="1.2.3")
+    volume = read_volume(tmp_path)
+    assert_is_phantom(volume)
+    assert volume.source.left_out == {reason: 8}
+    assert any(reason in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize("modality", ["MR", "PT", "SEG", "RTSTRUCT", "SR", "PR"])
+def test_other_modalities_are_left_out_and_alone_refused(tmp_path: Path, modality: str) -> None:
+    other = write(tmp_path / "other", edited(Modality=modality, SOPClassUID="1.2.840.10008.5.1.4.1.1.4"))
+    with pytest.raises(NotCTError, match=modality):
+        read_volume(other)
+    write(tmp_path / "scan")
+    volume = read_volume(tmp_path)
+    assert_is_phantom(volume)
+    assert volume.source.left_out == {f"modality {modality}": 24}
+
+
+def test_junk_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("DICOMDIR", "Thumbs.db", "._slice0000.dcm", "__MACOSX/._x"):
+        (tmp_path / name).write_bytes(b"\0" * 200)
+    (tmp_path / "empty.dcm").write_bytes(b"")
+    (tmp_path / "report.pdf").write_bytes(b"%PDF-1.4 nothing")
+    volume = read_volume(tmp_path)
+    assert_is_phantom(volume)
+    assert volume.source.left_out == {"system file": 4, "empty file": 1, "other file": 1}
+
+
+def test_reformats_are_used_only_when_alone(tmp_path: Path) -> None:
+    reformat = write(tmp_path / "mpr", edited(ImageType=["DERIVED", "SECONDARY", "MPR"]), hu=HU + np.int16(1))
+    assert np.array_equal(read_volume(reformat).hu, HU + 1)
+    write(tmp_path / "scan")
+    assert_is_phantom(read_volume(tmp_path))
+    derived = write(tmp_path / "derived only", edited(ImageType=["DERIVED", "SECONDARY", "AXIAL"]))
+    assert_is_phantom(read_volume(derived))
+
+
+def test_two_series_must_be_chosen_from(tmp_path: Path) -> None:
+    write(tmp_path / "a", series_uid="1.2.3", kernel="SOFT")
+    write(tmp_path / "b", series_uid="1.2.4", kernel="BONE", hu=HU + np.int16(5))
+    with pytest.raises(AmbiguousSeriesError, match=r"1\.2\.3.*SOFT(?s:.*)1\.2\.4.*BONE") as caught:
+        read_volume(tmp_path)
+    assert [choice.series_uid for choice in caught.value.choices] == ["1.2.3", "1.2.4"]
+    assert np.array_equal(read_volume(tmp_path, "1.2.4").hu, HU + 5)
+    assert [found.series_uid for found in list_series(tmp_path)] == ["1.2.3", "1.2.4"]
+    with pytest.raises(AmbiguousSeriesError, match="no such series"):
+        read_volume(tmp_path, "9.9")
+
+
+def test_a_short_series_beside_a_long_one_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "long")
+    write(tmp_path / "short", hu=HU[:3])
+    assert_is_phantom(read_volume(tmp_path))
+
+
+def test_two_patients_are_never_merged(tmp_path: Path) -> None:
+    write(tmp_path / "a", edited(PatientID="SECRET-A", PatientName="Doe^Jane"), series_uid="1.2.3")
+    write(tmp_path / "b", edited(PatientID="SECRET-B", PatientName="Roe^Rick"), hu=HU[:1], series_uid="1.2.4")
+    with pytest.raises(AmbiguousSeriesError, match="2 patients") as caught:
+        read_volume(tmp_path)
+    assert "patient 1" in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("SECRET", "Doe", "Roe", "Jane"))
+    assert_is_phantom(read_volume(tmp_path, "1.2.3"))
+
+
+def test_two_patients_under_one_series_uid_stay_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a", edited(PatientID="A"), series_uid="1.2.3")
+    write(tmp_path / "b", edited(PatientID="B"), hu=HU + np.int16(3), series_uid="1.2.3")
+    for chosen in (None, "1.2.3"):
+        with pytest.raises(AmbiguousSeriesError, match="patient 2"):
+            read_volume(tmp_path, chosen)
+    assert_is_phantom(read_volume(tmp_path, "1.2.3#1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("AcquisitionNumber", ("1", "2")),
+        ("TemporalPositionIdentifier", ("1", "2")),
+        ("ContrastBolusAgent", ("", "iodine")),
+        ("ConvolutionKernel", ("B30f", "B70f")),
+        ("KVP", ("140", "80")),
+        ("AcquisitionTime", ("101500", "101642.5")),
+        ("ReconstructionDiameter", ("320", "400")),
+    ],
+)
+@pytest.mark.parametrize("offset", [0.0, 1.5])
+def test_interleaved_acquisitions_are_split(tmp_path: Path, name: str, values: tuple[str, str], offset: float) -> None:
+    if offset and name == "AcquisitionTime":
+        pytest.skip("times differ inside one acquisition too, so they count only where slices collide")
+
+    def one_study(data_set: FileDataset, value: str) -> None:
+        data_set.FrameOfReferenceUID, data_set.StudyInstanceUID = "1.9", "1.8"
+        setattr(data_set, name, value)
+
+    def first(data_set: FileDataset, index: int) -> None:
+        one_study(data_set, values[0])
+
+    def second(data_set: FileDataset, index: int) -> None:
+        one_study(data_set, values[1])
+        data_set.ImagePositionPatient[2] = data_set.ImagePositionPatient[2] + offset
+
+    write(tmp_path / "a", first, series_uid="1.2.3")
+    write(tmp_path / "b", second, hu=HU + np.int16(5), series_uid="1.2.3")
+    with pytest.raises(AmbiguousSeriesError, match=r"1\.2\.3#2") as caught:
+        read_volume(tmp_path)
+    assert {choice.shape[0] for choice in caught.value.choices} == {24}
+    assert np.array_equal(read_volume(tmp_path, "1.2.3#1").hu, HU)
+    assert np.array_equal(read_volume(tmp_path, "1.2.3#2").hu, HU + 5)
+
+
+def test_two_passes_are_split_by_time(tmp_path: Path) -> None:
+    for name, start, added in (("a", 100000, 0), ("b", 100100, 5)):
+
+        def timed(data_set: FileDataset, index: int, start: int = start) -> None:
+            data_set.AcquisitionTime = f"{start + index}"
+            data_set.FrameOfReferenceUID, data_set.StudyInstanceUID = "1.9", "1.8"
+
+        write(tmp_path / name, timed, hu=HU + np.int16(added), series_uid="1.2.3")
+    assert np.array_equal(read_volume(tmp_path, "1.2.3#2").hu, HU + 5)
+
+
+def test_steps_of_one_axial_scan_are_not_split(tmp_path: Path) -> None:
+    def step(data_set: FileDataset, index: int) -> None:
+        data_set.AcquisitionNumber = index // 4
+        data_set.AcquisitionTime = f"{101500 + index // 4}"
+
+    assert_is_phantom(read_volume(write(tmp_path, step)))
+
+
+def test_slices_of_another_orientation_size_or_spacing_are_not_mixed_in(tmp_path: Path) -> None:
+    write(tmp_path / "a", series_uid="1.2.3")
+    write(tmp_path / "b", hu=HU[:, :24], series_uid="1.2.3")
+    hu, affine = reoriented((1, 0, 2), (1, 1, 1))
+    write(tmp_path / "c", hu=hu, affine=affine, series_uid="1.2.3")
+    for path in tmp_path.rglob("*.dcm"):
+        data_set = pydicom.dcmread(path)
+        data_set.FrameOfReferenceUID, data_set.StudyInstanceUID = "1.9", "1.8"
+        data_set.save_as(path)
+    with pytest.raises(AmbiguousSeriesError) as caught:
+        read_volume(tmp_path)
+    assert len(caught.value.choices) == 3
+    assert {choice.plane for choice in caught.value.choices} == {"axial", "coronal"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (edited(PixelSpacing=["0", "1"]), GeometryError),
+        (edited(PixelSpacing=["-1", "1"]), GeometryError),
+        (edited(ImageOrientationPatient=["0"] * 6), GeometryError),
+        (edited(ImagePositionPatient=["1e30", "0", "0"]), GeometryError),
+        (edited(Rows=400), DamagedFileError),
+        (edited(Rows=10), DamagedFileError),
+        (edited(Rows=0), DamagedFileError),
+        (edited(Rows=65535, Columns=65535), DamagedFileError),
+        (edited(NumberOfFrames=50), DamagedFileError),
+        (edited(NumberOfFrames=10**9), DamagedFileError),
+        (edited(BitsStored=40), UnsupportedFormatError),
+        (edited(HighBit=2), DamagedFileError),
+    ],
+)
+def test_absurd_headers_are_refused(tmp_path: Path, change: Edit, error: type[VolumeError]) -> None:
+    with pytest.raises(error):
+        read_volume(write(tmp_path, change))
+
+
+@pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_a_missing_geometry_is_refused(tmp_path: Path, name: str) -> None:
+    def drop(data_set: FileDataset, index: int) -> None:
+        delattr(data_set, name)
+
+    with pytest.raises(GeometryError, match="the header gives no"):
+        read_volume(write(tmp_path, drop))
+
+
+def test_a_missing_rescale_is_said(tmp_path: Path) -> None:
+    def drop(data_set: FileDataset, index: int) -> None:
+        del data_set.RescaleSlope, data_set.RescaleIntercept
+
+    said = read_volume(write(tmp_path, drop)).warnings
+    assert any("no rescale slope" in warning for warning in said)
+    assert any("intercept is probably missing" in warning for warning in said)
+
+
+@pytest.mark.parametrize("keep", [100, 400, 900, 1500, 3000])
+def test_a_truncated_slice_is_refused(tmp_path: Path, keep: int) -> None:
+    write(tmp_path)
+    path = tmp_path / "slice0009.dcm"
+    path.write_bytes(path.read_bytes()[:keep])
+    if keep < 132:
+        pytest.skip("nothing is left that says DICOM; the hole in the stack is then filled and said")
+    with pytest.raises(VolumeError, match=r"slice0009\.dcm"):
+        read_volume(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["JPEGLSLossless", "JPEG2000Lossless", "JPEGLosslessProcess14_1", "RLELossless"])
+def test_damaged_compressed_pixels_are_refused(tmp_path: Path, name: str) -> None:
+    gdcm = pytest.importorskip("gdcm")
+    write(tmp_path, hu=HU[:6])
+    for path in tmp_path.iterdir():
+        compress_with_gdcm(path, getattr(gdcm.TransferSyntax, name), True)
+    path = tmp_path / "slice0003.dcm"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    with pytest.raises(DamagedFileError, match=r"slice0003\.dcm"):
+        read_volume(tmp_path)
+    path.write_bytes(whole)
+    for path in tmp_path.iterdir():
+        whole = path.read_bytes()
+        rows = whole.index(b"\x28\x00\x10\x00US\x02\x00") + 8
+        path.write_bytes(whole[:rows] + b"\x30\x01" + whole[rows + 2 :])
+    with pytest.raises(DamagedFileError):
+        read_volume(tmp_path)
+
+
+def as_enhanced(folder: Path, order: list[int]) -> FileDataset:
+    """One enhanced multi-frame file with the slices of a series as frames, in the given order."""
+    slices = [pydicom.dcmread(folder / f"slice{index:04d}.dcm") for index in order]
+    data_set = pydicom.dcmread(folder / f"slice{order[0]:04d}.dcm")
+    data_set.SOPClassUID = data_set.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2.1")
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(data_set, name)
+    shared = Dataset()
+    measures, plane = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = slices[0].PixelSpacing, slices[0].SliceThickness
+    plane.ImageOrientationPatient = slices[0].ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Sequence([measures]), Sequence([plane])
+    frames = []
+    for one in slices:
+        frame, place, scale, content = Dataset(), Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = one.ImagePositionPatient
+        scale.RescaleSlope, scale.RescaleIntercept = one.RescaleSlope, one.RescaleIntercept
+        content.FrameAcquisitionNumber = 1
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = Sequence([place]), Sequence([scale])
+        frame.FrameContentSequence = Sequence([content])
+        frames.append(frame)
+    data_set.SharedFunctionalGroupsSequence = Sequence([shared])
+    data_set.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    data_set.NumberOfFrames = len(slices)
+    data_set.PixelData = b"".join(one.PixelData for one in slices)
+    return data_set
+
+
+@pytest.mark.parametrize("order", [list(range(24)), list(range(23, -1, -1)), [(7 * index) % 24 for index in range(24)]])
+def test_an_enhanced_file_reads_like_its_series(tmp_path: Path, order: list[int]) -> None:
+    data_set = as_enhanced(write(tmp_path / "scan"), order)
+    path = tmp_path / "enhanced"
+    data_set.save_as(path)
+    volume = read_volume(path)
+    assert_is_phantom(volume)
+    if order in (list(range(24)), list(range(23, -1, -1))):
+        assert np.array_equal(volume.to_source_order(volume.hu), HU[order])
+
+
+def test_a_compressed_enhanced_file_reads_like_its_series(tmp_path: Path) -> None:
+    data_set = as_enhanced(write(tmp_path / "scan"), list(range(24)))
+    data_set.compress(UID("1.2.840.10008.1.2.5"))
+    data_set.save_as(tmp_path / "enhanced.dcm")
+    assert_is_phantom(read_volume(tmp_path / "enhanced.dcm"))
+
+
+def test_phases_of_an_enhanced_file_are_split(tmp_path: Path) -> None:
+    folder = write(tmp_path / "scan")
+    data_set = as_enhanced(folder, [*range(24), *range(24)])
+    for index, frame in enumerate(data_set.PerFrameFunctionalGroupsSequence):
+        frame.FrameContentSequence[0].TemporalPositionIndex = 1 + index // 24
+    data_set.save_as(tmp_path / "enhanced.dcm")
+    with pytest.raises(AmbiguousSeriesError, match="#2"):
+        read_volume(tmp_path / "enhanced.dcm")
+
+
+@pytest.mark.parametrize("frames", [23, 25])
+def test_a_lying_number_of_frames_is_refused(tmp_path: Path, frames: int) -> None:
+    data_set = as_enhanced(write(tmp_path / "scan"), list(range(24)))
+    data_set.NumberOfFrames = frames
+    data_set.save_as(tmp_path / "enhanced.dcm")
+    with pytest.raises(DamagedFileError, match="frames"):
+        read_volume(tmp_path / "enhanced.dcm")
+
+
+def test_multi_frame_without_positions_is_refused(tmp_path: Path) -> None:
+    data_set = as_enhanced(write(tmp_path / "scan"), list(range(24)))
+    del data_set.PerFrameFunctionalGroupsSequence
+    data_set.save_as(tmp_path / "enhanced.dcm")
+    with pytest.raises(GeometryError, match="position"):
+        read_volume(tmp_path / "enhanced.dcm")
+
+
+def test_colour_and_maps_in_other_units_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotCTError, match="derived map"):
+        read_volume(write(tmp_path / "a", edited(RescaleType="MGML")))
+    with pytest.raises(NotCTError, match="colour"):
+        read_volume(write(tmp_path / "b", edited(SamplesPerPixel=3, PhotometricInterpretation="RGB")))
+
+
+def test_files_without_preamble_are_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        start = 144 + int.from_bytes(content[140:144], "little")
+        path.write_bytes(content[start:])
+    assert_is_phantom(read_volume(tmp_path))
+
+
+def test_nothing_says_who_the_patient_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = ["Muster", "Erika", "ID4711", "19700101", "ACC99", "1.2.826.777"]
+
+    def identify(data_set: FileDataset, index: int) -> None:
+        data_set.PatientName, data_set.PatientID, data_set.PatientBirthDate = "Muster^Erika", "ID4711", "19700101"
+        data_set.AccessionNumber = "ACC99"
+        data_set.StudyInstanceUID = "1.2.826.777"
+
+    folder = write(tmp_path / "Muster_Erika_19700101", identify, series_uid="1.2.826.777.1")
+    for path in folder.iterdir():  # values that pydicom would warn about, with the value in the text
+        path.write_bytes(path.read_bytes().replace(b"19700101", b"19701301").replace(b"ACC99", b"ACC99"))
+    path = folder / "slice0003.dcm"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        volume = read_volume(folder)
+        path.write_bytes(path.read_bytes()[:-700])
+        with pytest.raises(VolumeError) as caught:
+            read_volume(folder)
+    text = json.dumps([asdict(volume.source), volume.warnings]) + str(caught.value) + repr(caught.value)
+    text += "".join(capfd.readouterr()) + caplog.text + str(caught.value.__cause__)
+    assert not any(secret in text for secret in secrets)
+    assert "slice0003.dcm" in str(caught.value)
+
+
+def test_source_is_plain_json(tmp_path: Path) -> None:
+    write(tmp_path, edited(ContrastBolusAgent="IODINE", BodyPartExamined="CHEST"))
+    source = json.loads(json.dumps(asdict(read_volume(tmp_path).source)))
+    assert source["kind"] == "dicom"
+    assert source["orientation"] == "SPL"
+    assert source["kernel"] == "STANDARD"
+    assert source["contrast"] is True
+    assert source["num_files"] == source["num_slices"] == 24
+
+
+def test_new_uids_do_not_change_what_is_read(tmp_path: Path) -> None:
+    assert_is_phantom(read_volume(write(tmp_path, edited(SOPInstanceUID=generate_uid()))))
