@@ -1,0 +1,206 @@
+"""The command line, run as a user runs it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ctfm import CTFMImageProcessor, CTFMModel, CTFMVisionModel, read_volume
+from ctfm.__main__ import find_scans, main
+from ctfm.train.dicom_series import write_dicom_series
+from safetensors.torch import load_file
+
+from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    CTFMVisionModel(tiny_config().vision_config).save_pretrained(folder)
+    CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native").save_pretrained(folder)
+    return folder
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "manifest.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_inspect_says_what_was_read_and_prints_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_dicom_series(phantom_hu(), canonical_affine(), tmp_path / "scan")
+    assert main(["inspect", str(tmp_path / "scan")]) == 0
+    text = capsys.readouterr().out
+    assert "x".join(map(str, phantom_hu().shape)) in text.replace(" ", "")
+    assert "warnings     none" in text
+    assert main(["inspect", str(tmp_path / "scan"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["shape"] == list(phantom_hu().shape)
+    assert facts["source"]["kind"] == "dicom"
+    np.testing.assert_allclose(facts["affine"], canonical_affine(), atol=1e-4)
+
+
+def test_inspect_answers_2_and_one_clear_line_for_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "letter.pdf").write_bytes(b"%PDF-1.4 nothing of use")
+    for scan in ("letter.pdf", "nowhere"):
+        done = subprocess.run(
+            [sys.executable, "-m", "ctfm", "inspect", str(tmp_path / scan)], capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("ctfm: "), done.stderr
+        assert scan in done.stderr
+
+
+def test_series_choice_is_asked_for_and_taken(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for number, uid in enumerate(("1.2.3.4", "1.2.3.5")):
+        hu = phantom_hu(seed=number)
+        write_dicom_series(hu[: 20 + number], canonical_affine(), tmp_path / "scan" / str(number), series_uid=uid)
+    assert main(["inspect", str(tmp_path / "scan")]) == 2
+    assert "1.2.3.5" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "scan"), "--series", "1.2.3.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shape"][0] == 21
+
+
+def test_embed_writes_features_and_one_row_a_scan_and_goes_on_past_a_bad_one(tmp_path: Path, checkpoint: Path) -> None:
+    studies = tmp_path / "studies"
+    write_dicom_series(phantom_hu(), canonical_affine(), studies / "a" / "dicom")
+    phantom_volume().to_nifti(_made(studies / "b.nii.gz"))
+    (studies / "c.nii.gz").write_bytes(b"broken")
+    out = tmp_path / "out"
+    assert main(["embed", str(studies), "--out", str(out), "--model", str(checkpoint), "--dense"]) == 1
+    found = {Path(row["scan"]).name: row for row in rows(out)}
+    assert {name: row["status"] for name, row in found.items()} == {
+        "dicom": "done",
+        "b.nii.gz": "done",
+        "c.nii.gz": "failed",
+    }
+    assert found["c.nii.gz"]["note"]
+    dicom, nifti = (load_file(out / found[name]["features"]) for name in ("dicom", "b.nii.gz"))
+    assert set(dicom) == {"scan_features", "crop_embeds", "dense_features", "crop_grid", "grid_affine"}
+    torch.testing.assert_close(dicom["scan_features"], nifti["scan_features"], rtol=0, atol=2e-5)
+
+    processor, model = CTFMImageProcessor.from_pretrained(checkpoint), CTFMVisionModel.from_pretrained(checkpoint)
+    with torch.no_grad():
+        expected = model(**processor(studies / "b.nii.gz")).pooler_output[0]
+    torch.testing.assert_close(nifti["scan_features"], expected, rtol=0, atol=2e-5)
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_embed_does_nothing_twice_and_what_changed_again(tmp_path: Path, checkpoint: Path) -> None:
+    scan, out = tmp_path / "scan.nii", tmp_path / "out"
+    phantom_volume().to_nifti(scan)
+    arguments = ["embed", str(scan), "--out", str(out), "--model", str(checkpoint)]
+    assert main(arguments) == 0
+    (first,) = (out / row["features"] for row in rows(out))
+    written = first.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert first.stat().st_mtime_ns == written
+    first.unlink()
+    assert main(arguments) == 0
+    assert first.is_file()
+    volume = phantom_volume()
+    volume.to_nifti(scan, volume.hu[::-1].copy())
+    assert main(arguments) == 0
+    (row,) = rows(out)
+    assert row["features"] != first.name
+    assert main([*arguments, "--spacing", "coarse"]) == 0
+    assert len(rows(out)) == 1
+    assert len(list(out.glob("*.safetensors"))) == 3
+
+
+def test_embed_with_both_towers_also_writes_the_joint_space(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    CTFMModel(tiny_config()).save_pretrained(tmp_path / "model")
+    CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native").save_pretrained(tmp_path / "model")
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    arguments = [
+        "embed",
+        str(tmp_path / "scan.nii"),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(tmp_path / "model"),
+    ]
+    assert main(arguments) == 0
+    features = load_file(tmp_path / "out" / rows(tmp_path / "out")[0]["features"])
+    torch.testing.assert_close(features["image_embeds"].norm(), torch.tensor(1.0))
+
+
+def test_no_identifier_reaches_any_output(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    def name_patient(dataset, index: int) -> None:
+        dataset.PatientName, dataset.PatientID, dataset.AccessionNumber = "Zebrafinch^Quilla", "ID-907351", "ACC-55512"
+        dataset.PatientBirthDate, dataset.InstitutionName = "19440229", "Saint Nowhere"
+
+    scan, out = tmp_path / "scan", tmp_path / "out"
+    write_dicom_series(phantom_hu(), canonical_affine(), scan, edit=name_patient)
+    uid = read_first_uid(scan)
+    assert main(["inspect", str(scan), "--json"]) == 0
+    assert main(["inspect", str(scan)]) == 0
+    assert main(["embed", str(scan), "--out", str(out), "--model", str(checkpoint)]) == 0
+    assert main(["demo", str(scan), "--out", str(out), "--model", str(checkpoint)]) == 0
+    captured = capsys.readouterr()
+    written = b"".join(file.read_bytes() for file in out.rglob("*") if file.is_file())
+    everything = (captured.out + captured.err).encode() + written
+    for secret in ("Zebrafinch", "Quilla", "907351", "ACC-55512", "19440229", "Nowhere", uid):
+        assert secret.encode() not in everything, secret
+
+
+def read_first_uid(folder: Path) -> str:
+    import pydicom
+
+    return str(pydicom.dcmread(next(file for file in sorted(folder.rglob("*")) if file.is_file())).SeriesInstanceUID)
+
+
+def test_a_folder_of_studies_gives_every_series_once(tmp_path: Path) -> None:
+    for number in range(2):
+        hu = phantom_hu(seed=number)
+        folder = tmp_path / "patient" / "together"
+        write_dicom_series(hu, canonical_affine(), folder / f"part{number}", series_uid=f"1.2.{number}")
+    for part in (tmp_path / "patient" / "together").glob("part*"):
+        for file in sorted(part.iterdir()):
+            file.rename(part.parent / f"{part.name}_{file.name}")
+        part.rmdir()
+    write_dicom_series(phantom_hu(), canonical_affine(), tmp_path / "patient" / "alone")
+    found = list(find_scans([tmp_path]))
+    together = tmp_path / "patient" / "together"
+    assert found == [(tmp_path / "patient" / "alone", None), (together, "1.2.0"), (together, "1.2.1")]
+
+
+def test_demo_draws_a_scan(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    from PIL import Image
+
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    out = tmp_path / "pictures"
+    assert main(["demo", str(tmp_path / "scan.nii"), "--out", str(out), "--model", str(checkpoint)]) == 0
+    text = capsys.readouterr().out
+    for said in ("geometry", "HU", "time", "crops", "not for diagnosis"):
+        assert said in text
+    for name in ("planes.png", "components.png"):
+        picture = np.asarray(Image.open(out / name))
+        assert picture.std() > 10, f"{name} is one colour"
+
+
+def test_weights_that_are_random_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    arguments = ["embed", str(tmp_path / "scan.nii"), "--out", str(tmp_path / "out"), "--model", "untrained"]
+    assert main([*arguments, "--spacing", "native"]) == 0
+    assert "RANDOM" in capsys.readouterr().err
+    assert rows(tmp_path / "out")[0]["model"] == "untrained"
+
+
+def test_the_phantom_is_read_as_it_was_made(tmp_path: Path) -> None:
+    write_dicom_series(phantom_hu(), canonical_affine(), tmp_path)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.hu, phantom_hu())
+    np.testing.assert_allclose(volume.affine, canonical_affine(), atol=1e-4)
