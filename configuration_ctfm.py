@@ -142,6 +142,7 @@ class CTFMConfig(PreTrainedConfig):
         logit_scale_init_value, logit_bias_init_value: of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343).
         auto_map: which class each Auto class loads, so that any checkpoint serves all of them with `trust_remote_code`.
             `save_pretrained` alone would name only the class that was saved.
+        custom_pipelines: which class serves a pipeline task; the library's own cannot take scans.
     """
 
     model_type = "ctfm"
@@ -167,6 +168,11 @@ class CTFMConfig(PreTrainedConfig):
             "AutoModelForZeroShotImageClassification": "modeling_ctfm.CTFMModel",
             "AutoModelForImageClassification": "modeling_ctfm.CTFMForImageClassification",
             "AutoModelForSemanticSegmentation": "modeling_ctfm.CTFMForSemanticSegmentation",
+        }
+    )
+    custom_pipelines: dict[str, dict] = field(
+        default_factory=lambda: {
+            "zero-shot-image-classification": {"impl": "pipeline_ctfm.CTFMZeroShotPipeline", "pt": ["AutoModel"]}
         }
     )
 

@@ -10,8 +10,12 @@ Shapes: `b` batch, `g` crops in a scan, `c` channels, `D H W` voxels of a crop, 
 """
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -623,6 +627,13 @@ class CTFMModel(CTFMPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.logit_bias = nn.Parameter(torch.full((1,), float(config.logit_bias_init_value)))
         self.post_init()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **settings: Any) -> None:
+        """As every model does, and beside the code that goes along, the pipeline that `config.custom_pipelines` names."""
+        super().save_pretrained(save_directory, *arguments, **settings)
+        pipeline = Path(__file__).with_name("pipeline_ctfm.py")
+        if pipeline.is_file() and Path(save_directory).resolve() != pipeline.parent:
+            shutil.copy(pipeline, save_directory)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()

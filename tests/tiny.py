@@ -2,6 +2,11 @@
 
 import torch
 from ctfm import CTFMConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import PreTrainedTokenizerFast
 
 VISION = {
     "patch_size": (4, 8, 8),
@@ -43,3 +48,21 @@ def tiny_config(**vision: object) -> CTFMConfig:
 def tiny_crops(scans: int = 2, crops: int = 8, seed: int = 0) -> torch.Tensor:
     """`(b, g, 1, 8, 16, 16)`, a 2 x 2 x 2 grid of crops, each 2 x 2 x 2 patches."""
     return torch.rand(scans, crops, 1, 8, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of a few letters, pieces of one letter for the rest."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "no", "pleural", "effusion", "lung", ".", ","]
+    pieces += [chr(code) for code in range(ord("a"), ord("z") + 1)] + [
+        f"##{chr(c)}" for c in range(ord("a"), ord("z") + 1)
+    ]
+    backend = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = Lowercase(), BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+    )
