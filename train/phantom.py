@@ -35,7 +35,7 @@ from .phantom_patient import (
     sample_patient,
 )
 from .phantom_report import Report, write_report
-from .phantom_scanner import acquire
+from .phantom_scanner import acquire, draw_table
 from .phantom_scene import FINDING_ID, SEGMENTATION_NAMES, Finding, Scene
 
 __all__ = [
@@ -121,6 +121,7 @@ def make_phantom(
     body.known_points = plan.known_points
     draw_body(body)
     draw_lung_trees(body, trees)
+    draw_table(body, acquisition)
     scene = Scene(body, plan, trees, ranges)
     draw_findings(scene, names)
     labels = {name: int(any(f.name == name for f in scene.findings)) for name in FINDING_NAMES}

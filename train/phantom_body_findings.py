@@ -140,7 +140,7 @@ def draw_arterial_calcification(scene: Scene) -> None:
             kind="calcified plaques",
             severity=grade(severity, 0.45, 0.75),
         )
-        scene.mark(named, [(part.box, alpha > 0.3)], None)
+        scene.mark(named, [(part.box, alpha > 0.3)], None, (cones.start + cones.stop) / 2)
 
 
 def draw_coronary_calcification(scene: Scene) -> None:
@@ -167,7 +167,7 @@ def draw_coronary_calcification(scene: Scene) -> None:
             kind="calcified plaques",
             severity=grade(severity, 0.45, 0.75),
         )
-        scene.mark(named, [(part.box, alpha > 0.3)], None)
+        scene.mark(named, [(part.box, alpha > 0.3)], None, (cones.start + cones.stop) / 2)
 
 
 def draw_nodes(scene: Scene) -> None:
@@ -374,7 +374,7 @@ def draw_material(scene: Scene) -> None:
     named = describe(
         "Medical material", side=side if lateral else "midline", place=place, size_mm=2 * cones[0][1], kind=kind
     )
-    scene.mark(named, pieces, None)
+    scene.mark(named, pieces, None, np.concatenate([points for points, _ in scanner]))
 
 
 def chest_pocket(sign: float) -> tuple[float, float, float]:

@@ -60,7 +60,6 @@ def blur(values: Tensor, axis: int, sigma_voxels: float) -> Tensor:
 def acquire(body: Body, acquisition: Acquisition) -> Tensor:
     """HU (D, H, W) int16 after slice profile, kernel and noise."""
     grid, hu = body.grid, body.hu
-    draw_table(body, acquisition)
     # A slice thicker than the spacing overlaps its neighbours; the painted edge already is one voxel wide.
     wide = math.sqrt(max(acquisition.slice_thickness_mm**2 - grid.spacing[0] ** 2, 0.0)) / 2.355
     hu = blur(hu, 0, wide / grid.spacing[0])

@@ -115,9 +115,11 @@ class Scene:
         finding: Finding,
         pieces: list[tuple[Slices, Tensor]],
         centre: np.ndarray | None,
+        through: np.ndarray | None = None,
     ) -> None:
         """Enter a finding: its voxels, boolean on boxes, and its centre (the voxels' centroid when None).
 
+        Voxels that hold one of the scanner points `through` (n, 3) belong to it too: what is thin fills no voxel by half.
         A finding that is smaller than a voxel still owns the voxel of its centre; one outside the scan is not entered.
         """
         grid, index = self.grid, FINDING_ID[finding.name]
@@ -129,6 +131,13 @@ class Scene:
                 mean = inside.nonzero().double().mean(0).cpu().numpy()
                 total += number * (mean + [s.start for s in box])
             count += number
+        if through is not None:
+            held = np.unique(np.round((through - grid.start_mm) / grid.spacing).astype(int), axis=0)
+            held = held[((held >= 0) & (held < grid.shape)).all(1)]
+            at = tuple(torch.from_numpy(held.T).to(grid.device))
+            held = held[(self.segmentation[at] != index).cpu().numpy()]
+            self.segmentation[at] = index
+            total, count = total + held.sum(0), count + len(held)
         if centre is None:
             if count == 0:
                 return
