@@ -73,6 +73,7 @@ MAX_GAP_MM = 15.0
 SAME_POSITION_MM = 0.01
 REGULAR_TOLERANCE = 0.1  # of the slice distance: positions are often rounded to a tenth of a millimetre
 MAX_STACKS = 500
+NO_PLACE = "no position, orientation or pixel spacing"
 
 CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -239,9 +240,24 @@ def read_dicom(source: Path, kinds: dict[Path, str], series_uid: str | None) -> 
         stacks, left_out, num_patients = _find_stacks(source, kinds)
         stack = _choose(stacks, left_out, num_patients, series_uid, source.name)
         for other in stacks:
+            if other.info.left_out_because == NO_PLACE and other.slices[0].series == stack.slices[0].series:
+                raise GeometryError(
+                    f"a slice of the series has {NO_PLACE}",
+                    file=other.slices[0].pixels.path.name,
+                    cure="Export it again.",
+                )
             if other is not stack:
                 left_out[other.info.left_out_because or "other series"] += len(other.slices)
         return _read_stack(stack, left_out)
+
+
+def read_slice(path: Path) -> np.ndarray:
+    """One DICOM image in Hounsfield units, `(rows, columns)` as stored, without a volume's checks; padding becomes air."""
+    with _quiet_pydicom:
+        found = _read_header(path)
+        if isinstance(found, str) or found[0].reason:
+            raise NotCTError("no CT slice", file=path.name, value=found if isinstance(found, str) else found[0].reason)
+        return _to_hounsfield(next(read_stored(found[0].pixels)), found[0])[0]
 
 
 class _Quiet:
@@ -447,6 +463,8 @@ class _Header:
             raise DamagedFileError("no DICOM image header: the file is damaged or ends early", file=self.path.name)
         if not modality and sop_class not in CT_CLASSES:
             return "other kind of object"
+        if sop_class and sop_class not in CT_CLASSES and not self.raw(0x0028_0010):
+            return "other kind of object"
         return ""
 
     def patient(self) -> str:
@@ -512,6 +530,8 @@ def _never_reason(header: _Header, frame: int, image_type: list[str]) -> str:
     placed = header.raw(0x0020_0032, frame) and header.raw(0x0020_0037, frame) and header.raw(0x0028_0030, frame)
     if header.text(0x0008_0016).startswith(SECONDARY_CAPTURE) and not placed:
         return "secondary capture"
+    if not placed and header.offset >= 0:
+        return NO_PLACE
     if header.text(0x0028_1054, frame).upper() not in ("HU", "US", "", "HU_MOD"):
         return "derived map"
     return ""
@@ -788,6 +808,10 @@ def _no_volume(stacks: list[Stack], left_out: Counter[str], file: str) -> Volume
     for stack in stacks:
         reasons[stack.info.left_out_because] += len(stack.slices)
     found = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    if reasons[NO_PLACE]:
+        return GeometryError(
+            f"slices have {NO_PLACE}", file=file, value=found, cure="Export the original series again."
+        )
     if reasons["single slice"]:
         return GeometryError("one slice is no volume", file=file, value=found, cure="Pass the whole series.")
     return NotCTError("no CT volume", file=file, value=found, cure="Pass a CT series in Hounsfield units.")

@@ -547,8 +547,20 @@ def test_a_missing_geometry_is_refused(tmp_path: Path, name: str) -> None:
     def drop(data_set: FileDataset, index: int) -> None:
         delattr(data_set, name)
 
-    with pytest.raises(GeometryError, match="the header gives no"):
+    with pytest.raises(GeometryError, match="position, orientation or pixel spacing"):
         read_volume(write(tmp_path, drop))
+
+
+def test_one_slice_without_a_position_is_refused_in_the_series_and_left_out_beside_it(tmp_path: Path) -> None:
+    def drop(data_set: FileDataset, index: int) -> None:
+        if index == 5:
+            del data_set.ImagePositionPatient
+
+    with pytest.raises(GeometryError, match=r"slice0005\.dcm"):
+        read_volume(write(tmp_path / "broken", drop))
+    write(tmp_path / "both" / "scan")
+    write(tmp_path / "both" / "other", lambda data_set, index: delattr(data_set, "ImagePositionPatient"), hu=HU[:2])
+    assert_is_phantom(read_volume(tmp_path / "both"))
 
 
 def test_a_missing_rescale_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""Zip files: what is read from them, and what is refused before anything is written."""
+
+import os
+import stat
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ctfm.train.dicom_series import write_dicom_series
+from ctfm.volume_ctfm import DamagedFileError, UnsafeFileError, Volume, VolumeError, list_series, read_volume
+
+from tests.phantoms import canonical_affine, phantom_hu
+
+HU = phantom_hu()
+AFFINE = canonical_affine()
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    folder = tmp_path / "series"
+    write_dicom_series(HU, AFFINE, folder)
+    return folder
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go; it must be empty after every read."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def zip_series(series: Path, archive: Path, prefix: str = "", method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(archive, "w", method) as zipped:
+        for path in sorted(series.iterdir()):
+            zipped.write(path, prefix + path.name)
+    return archive
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zipped_series_is_read_and_nothing_stays_behind(series: Path, scratch: Path, method: int) -> None:
+    archive = zip_series(series, series.parent / "scan.zip", "a/b/", method)
+    volume = read_volume(archive)
+    assert np.array_equal(volume.hu, HU)
+    assert list_series(archive)[0].shape == HU.shape
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_zip_without_its_ending_is_a_zip(series: Path, scratch: Path) -> None:
+    assert np.array_equal(read_volume(zip_series(series, series.parent / "upload")).hu, HU)
+
+
+def test_a_zipped_volume_file_is_read(tmp_path: Path, scratch: Path) -> None:
+    Volume(hu=HU, affine=AFFINE).to_nifti(tmp_path / "scan.nii.gz")
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as zipped:
+        zipped.write(tmp_path / "scan.nii.gz", "scan.nii.gz")
+        zipped.writestr("__MACOSX/._scan.nii.gz", b"junk")
+    assert np.array_equal(read_volume(tmp_path / "scan.zip").hu, HU)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.dcm", "a/../../evil.dcm", "/tmp/evil.dcm", "..\\evil.dcm", "C:\\evil.dcm", "C:/evil.dcm"]
+)
+def test_members_that_climb_out_are_refused(series: Path, scratch: Path, name: str) -> None:
+    archive = zip_series(series, series.parent / "scan.zip")
+    with zipfile.ZipFile(archive, "a") as zipped:
+        zipped.writestr(zipfile.ZipInfo(name), b"evil")
+    before = set(series.parent.rglob("*"))
+    with pytest.raises(UnsafeFileError, match="climbs out"):
+        read_volume(archive)
+    assert set(series.parent.rglob("*")) == before
+
+
+def test_links_in_a_zip_are_refused(series: Path, scratch: Path) -> None:
+    archive = zip_series(series, series.parent / "scan.zip")
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(archive, "a") as zipped:
+        zipped.writestr(link, "/etc/passwd")
+    with pytest.raises(UnsafeFileError, match="symbolic link"):
+        read_volume(archive)
+
+
+def test_an_encrypted_zip_is_refused(series: Path, scratch: Path) -> None:
+    archive = zip_series(series, series.parent / "scan.zip", method=zipfile.ZIP_STORED)
+    content = bytearray(archive.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 8] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(UnsafeFileError, match="encrypted"):
+        read_volume(archive)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, scratch: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as zipped,
+        zipped.open("zeros", "w") as member,
+    ):
+        for _ in range(80):
+            member.write(bytes(2**20))
+    with pytest.raises(UnsafeFileError, match="times its size"):
+        read_volume(tmp_path / "bomb.zip")
+    assert list(scratch.iterdir()) == []
+
+
+def test_too_many_members_are_refused(tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctfm.archive_ctfm.MAX_FILES", 20)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as zipped:
+        for index in range(21):
+            zipped.writestr(str(index), b"x")
+    with pytest.raises(UnsafeFileError, match="more than 20 members"):
+        read_volume(tmp_path / "many.zip")
+
+
+def test_a_lying_size_in_the_directory_is_refused(series: Path, scratch: Path) -> None:
+    archive = zip_series(series, series.parent / "scan.zip")
+    content = bytearray(archive.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24 : at + 28] = (100).to_bytes(4, "little")
+    archive.write_bytes(content)
+    with pytest.raises(VolumeError):
+        read_volume(archive)
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
+def test_a_truncated_zip_is_refused(series: Path, scratch: Path, keep: float) -> None:
+    archive = zip_series(series, series.parent / "scan.zip")
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(DamagedFileError, match=r"scan\.zip"):
+        read_volume(archive)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_zip_inside_a_zip_stays_closed(series: Path, scratch: Path) -> None:
+    inner = zip_series(series, series.parent / "inner.zip")
+    with zipfile.ZipFile(series.parent / "outer.zip", "w") as zipped:
+        zipped.write(inner, "inner.zip")
+    with pytest.raises(VolumeError, match="1 zip"):
+        read_volume(series.parent / "outer.zip")
+    with zipfile.ZipFile(series.parent / "outer.zip", "a") as zipped:
+        for path in series.iterdir():
+            zipped.write(path, path.name)
+    volume = read_volume(series.parent / "outer.zip")
+    assert np.array_equal(volume.hu, HU)
+    assert volume.source.left_out == {"zip file": 1}
+
+
+def test_odd_members_do_not_stop_the_reader(series: Path, scratch: Path) -> None:
+    archive = zip_series(series, series.parent / "scan.zip", "deep/")
+    with zipfile.ZipFile(archive, "a") as zipped:
+        zipped.writestr("empty/", b"")
+        zipped.writestr("empty.dcm", b"")
+    assert np.array_equal(read_volume(archive).hu, HU)
+
+
+def test_two_members_of_one_name_are_refused(series: Path, scratch: Path) -> None:
+    archive = zip_series(series, series.parent / "scan.zip")
+    with zipfile.ZipFile(archive, "a") as zipped, pytest.warns(UserWarning, match="Duplicate name"):
+        zipped.writestr("slice0000.dcm", b"other")
+    with pytest.raises(DamagedFileError, match="cannot be unpacked"):
+        read_volume(archive)
+
+
+def test_pipes_and_dangling_links_in_a_folder_are_passed_over(series: Path) -> None:
+    os.mkfifo(series / "pipe")
+    (series / "dangling").symlink_to(series / "absent")
+    (series / "loop").symlink_to(series, target_is_directory=True)
+    assert np.array_equal(read_volume(series).hu, HU)

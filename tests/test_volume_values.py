@@ -1,0 +1,191 @@
+"""Arrays with an affine, the values that cannot be Hounsfield units, and the way back to the order on disk."""
+
+import pickle
+
+import numpy as np
+import pytest
+from ctfm.volume_ctfm import (
+    AIR_HU,
+    AmbiguousSeriesError,
+    GeometryError,
+    NotCTError,
+    SeriesInfo,
+    VolumeError,
+    list_series,
+    read_volume,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
+
+HU = phantom_hu()
+AFFINE = canonical_affine()
+
+
+def warnings_of(hu: np.ndarray) -> str:
+    return " ".join(read_volume((hu, AFFINE)).warnings)
+
+
+def test_an_array_with_its_affine_is_read_without_sharing_memory() -> None:
+    array = HU.copy()
+    volume = read_volume((array, AFFINE))
+    array[:] = 0
+    assert np.array_equal(volume.hu, HU)
+    assert np.array_equal(volume.affine, AFFINE)
+    assert volume.warnings == ()
+
+
+def test_a_volume_passes_through() -> None:
+    volume = phantom_volume()
+    assert read_volume(volume) is volume
+    assert list_series(volume)[0].shape == HU.shape
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    order=st.permutations(range(3)), flips=st.tuples(*[st.booleans()] * 3), turn=st.tuples(*[st.floats(-14, 14)] * 3)
+)
+def test_any_order_of_axes_comes_back_exactly(
+    order: list[int], flips: tuple[bool, ...], turn: tuple[float, ...]
+) -> None:
+    rotation = np.eye(4)
+    for axis, degrees in enumerate(turn):
+        one, angle = np.eye(4), np.radians(degrees)
+        first, second = [other for other in range(3) if other != axis]
+        one[first, first] = one[second, second] = np.cos(angle)
+        one[first, second], one[second, first] = -np.sin(angle), np.sin(angle)
+        rotation = rotation @ one
+    index = np.eye(4)[:, [*order, 3]]
+    array = HU.transpose(order)
+    for axis, flip in enumerate(flips):
+        if flip:
+            mirror = np.eye(4)
+            mirror[axis, axis], mirror[axis, 3] = -1, array.shape[axis] - 1
+            index = index @ mirror
+            array = np.flip(array, axis)
+    volume = read_volume((array, rotation @ AFFINE @ index))
+    assert np.array_equal(volume.hu, HU)
+    assert np.allclose(volume.affine, rotation @ AFFINE)
+    assert np.array_equal(volume.to_source_order(volume.hu), array)
+
+
+def test_at_45_degrees_the_choice_of_axes_is_stable() -> None:
+    angle = np.pi / 4
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    shapes = {
+        read_volume((HU, turn @ AFFINE + 1e-9 * noise)).hu.shape
+        for noise in np.random.default_rng(0).normal(size=(5, 4, 4)) * [[1], [1], [1], [0]]
+    }
+    assert len(shapes) == 1
+
+
+def test_an_affine_with_shear_is_straightened() -> None:
+    sheared = AFFINE.copy()
+    sheared[1, 0] = 0.8
+    volume = read_volume((HU, sheared))
+    assert any("shear" in warning for warning in volume.warnings)
+    ball = np.array([19, 14, 27, 1])
+    place = np.linalg.inv(volume.affine) @ sheared @ ball
+    assert abs(int(volume.hu[tuple(np.rint(place[:3]).astype(int))]) - int(HU[tuple(ball[:3])])) < 60
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [
+        np.zeros((4, 4)),
+        np.diag([1.0, 1, 0, 1]),
+        np.full((4, 4), np.nan),
+        np.eye(3),
+        np.diag([1e-9, 1, 1, 1]),
+        np.diag([1, 1, 1e6, 1.0]),
+    ],
+)
+def test_an_affine_that_places_nothing_is_refused(affine: np.ndarray) -> None:
+    with pytest.raises(GeometryError):
+        read_volume((HU, affine))
+
+
+def test_fill_becomes_air_and_overshoot_stays() -> None:
+    hu = HU.copy()
+    hu[:, :3, :3], hu[0, 10, 10] = -3024, -1200
+    volume = read_volume((hu, AFFINE))
+    assert (volume.hu[:, :3, :3] == AIR_HU).all()
+    assert volume.hu[0, 10, 10] == -1200
+    assert "reconstruction circle" in " ".join(volume.warnings)
+
+
+def test_a_missing_intercept_is_suspected() -> None:
+    assert "intercept is probably missing" in warnings_of(HU + np.int16(1024))
+
+
+def test_a_rescale_applied_twice_is_suspected_and_not_taken_for_fill() -> None:
+    volume = read_volume((HU - np.int16(1024), AFFINE))
+    assert "applied twice" in " ".join(volume.warnings)
+    assert np.array_equal(volume.hu, HU - 1024)
+
+
+def test_an_8_bit_window_is_suspected() -> None:
+    windowed = np.clip((HU + 160.0) / 400 * 255, 0, 255).astype(np.uint8)
+    assert "8-bit" in warnings_of(windowed)
+    assert "windowed" in warnings_of(np.clip(HU, -160, 240))
+
+
+def test_unsigned_values_are_suspected() -> None:
+    assert "unsigned" in warnings_of(HU.astype(np.uint16))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((8, 8, 8)),
+        (HU > 0).astype(np.uint8),
+        np.digitize(HU, [-500, 0, 100, 500]),
+        (HU + 1024) / 4095,
+        (HU - HU.mean()) / HU.std(),
+        np.stack([HU, HU]),
+        HU[0],
+        HU.astype(complex),
+        HU > 0,
+        np.full((8, 8, 8), np.nan),
+    ],
+)
+def test_what_is_clearly_no_ct_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(VolumeError):
+        read_volume((array, AFFINE))
+
+
+def test_a_label_map_with_many_labels_is_refused() -> None:
+    d, h, w = np.indices(HU.shape)
+    labels = (d // 6) * 36 + (h // 8) * 6 + w // 8
+    assert labels.max() > 100
+    with pytest.raises(NotCTError, match="label map"):
+        read_volume((labels.astype(np.int16), AFFINE))
+
+
+def test_fractions_give_float32_and_stay() -> None:
+    volume = read_volume((HU + 0.25, AFFINE))
+    assert volume.hu.dtype == np.float32
+    assert np.array_equal(volume.hu, HU + np.float32(0.25))
+
+
+def test_errors_survive_a_worker_process() -> None:
+    choice = SeriesInfo(
+        series_uid="1.2",
+        patient="patient 1",
+        shape=(2, 3, 4),
+        spacing=(1, 1, 1),
+        plane="axial",
+        kernel="",
+        contrast=None,
+    )
+    error = AmbiguousSeriesError("two series", choices=(choice,), file="folder", value=2, cure="Choose.")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert again.choices == (choice,)
+
+
+def test_an_array_of_another_shape_has_no_source_order() -> None:
+    with pytest.raises(VolumeError, match="shaped like hu"):
+        phantom_volume().to_source_order(HU[:3])
