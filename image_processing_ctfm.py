@@ -79,7 +79,7 @@ class CTFMImageProcessor(BaseImageProcessor):
     ):
         super().__init__(**kwargs)
         self.crop_size = list(crop_size)
-        self.spacing = resolve_spacing(spacing)
+        self.spacing = resolve_spacing(spacing) or "native"  # transformers leaves None out of what it saves
         self.intensity_window = list(intensity_window)
         self.air_hu = air_hu
         if len(self.crop_size) != 3 or min(self.crop_size) < 1:
@@ -116,7 +116,7 @@ class CTFMImageProcessor(BaseImageProcessor):
         if not scans:
             raise ValueError("No scan was given.")
         volumes = tuple(scan if isinstance(scan, Volume) else read_volume(scan, series_uid) for scan in scans)
-        chosen = self.spacing if spacing is None else resolve_spacing(spacing)
+        chosen = resolve_spacing(self.spacing if spacing is None else spacing)
         geometry = tuple(self.lay_grid(volume, chosen) for volume in volumes)
         longest = max(math.prod(g.crop_grid) for g in geometry)
         data: dict[str, Tensor] = {
