@@ -1,0 +1,1 @@
+"""Trial-report completeness: what does this draft leave out? Independent of the CT model."""
