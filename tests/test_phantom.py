@@ -195,7 +195,8 @@ def test_air_is_minus_a_thousand_and_cortex_is_bone() -> None:
     phantom = normal()
     background = phantom.hu[phantom.organs == 0].float()
     assert abs(float(background.median()) + 1000) < 15
-    assert int(phantom.hu[phantom.organs == ORGAN_ID["rib"]].max()) > 500
+    # A cortex of 1.6 mm fills only a third of these voxels.
+    assert int(phantom.hu[phantom.organs == ORGAN_ID["rib"]].max()) > 450
 
 
 def test_contrast_fills_vessels_by_phase() -> None:

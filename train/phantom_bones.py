@@ -26,7 +26,7 @@ def draw_shell_bones(body: Body) -> None:
     def paint(distance: Tensor, organ: str, marrow: float, cortex_mm: float) -> None:
         alpha = distance.mul(-1.0 / edge).add_(0.5).clamp_(0.0, 1.0)
         inner = (distance + cortex_mm).mul_(-1.0 / edge).add_(0.5).clamp_(0.0, 1.0)
-        bone = 850.0 + inner * (marrow - 850.0)
+        bone = 950.0 + inner * (marrow - 950.0)
         view = body.hu[box]
         here = view[shell]
         view[shell] = here + alpha * (bone - here)
@@ -105,7 +105,7 @@ def draw_spine(body: Body) -> None:
     bone = torch.minimum(vertebra, torch.maximum(arches, -canal))
     trabecular = body.patient.marrow_hu * (1.1 - 0.006 * (body.patient.age - 40)) + 40.0 * body.textures["fine"][box]
     inner = grid.soft(bone + 1.3)
-    body.paint(box, bone, 720.0 + inner * (trabecular - 720.0), "spine")
+    body.paint(box, bone, 560.0 + inner * (trabecular - 560.0), "spine")
     body.paint(box, torch.maximum(canal, -column - 1.0), 25.0, "spine")
 
 
@@ -130,7 +130,7 @@ def draw_other_bones(body: Body) -> None:
 def paint_bone(body: Body, part: Part | None, organ: str, cortex_mm: float) -> None:
     if part is not None:
         inner = body.grid.soft(part.distance + cortex_mm)
-        body.paint_part(part, 850.0 + inner * (body.patient.marrow_hu * 0.8 - 850.0), organ)
+        body.paint_part(part, 950.0 + inner * (body.patient.marrow_hu * 0.8 - 950.0), organ)
 
 
 def draw_wing(body: Body, side: int) -> None:

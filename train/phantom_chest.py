@@ -57,7 +57,13 @@ def draw_wall(body: Body) -> None:
     pit += ((c.z - 122.0) * (1.0 / 44.0)).square_()
     pit = grid.soft(torch.maximum((pit.sqrt_() - 1.0) * 22.0 + 4.0 * coarse, 11.0 - cavity), 2.0 * grid.edge_mm)
     alpha = torch.maximum(alpha, pit * (0.75 + 0.2 * middle).clamp_(0.0, 1.0))
+    # Round the shoulders muscles are bundles in fat rather than a wall.
+    girdle = torch.sigmoid((c.z - 84.0) * 0.06) * grid.soft(13.0 - cavity)
+    alpha = torch.maximum(
+        alpha, girdle * (1.5 * coarse + 0.4 * middle + 0.35 + 0.01 * patient.fat_mm).clamp_(0.0, 0.95)
+    )
     body.paint(body.grid.full, muscle, body.tissue["muscle"] + 6.0 * middle - alpha * 145.0, "muscle")
+    body.organs.masked_fill_((alpha > 0.5) & (body.organs == ORGAN_ID["muscle"]), ORGAN_ID["subcutaneous fat"])
     body.paint(body.grid.full, torch.maximum(cavity, muscle + 8.0), -102.0 + 9.0 * middle, "visceral fat")
 
 
@@ -218,7 +224,7 @@ def draw_lungs(body: Body) -> None:
     )
     behind = torch.maximum(c.x.abs() - radius - 10.0, spine_y + 8.0 - c.y)
     middle = smooth_min(smooth_min(column, vertebra, 8.0), behind, 10.0)
-    middle = smooth_min(middle, pericardium(body, box), 10.0)
+    middle = smooth_min(middle, heart(body, grid.at(box)) - 3.0, 10.0)
     for name, fat_mm in (("aorta", 2.0), ("pulmonary_artery", 1.5), ("superior_vein", 2.0), ("inferior_vein", 1.0)):
         middle = smooth_min(middle, body.within(name, box) - fat_mm, 4.0)
     if body.changes.hernia_mm:
@@ -255,10 +261,18 @@ def lobes(c: Coordinates, bend: Tensor) -> tuple[Tensor, Tensor]:
     return lobe, fissure
 
 
-def pericardium(body: Body, box: Slices) -> Tensor:
-    """Distance to the heart's sac: the heart with its fat, flattened a little where it rests on the diaphragm."""
+def heart(body: Body, c: Coordinates) -> Tensor:
+    """Distance to the heart: the ventricles' ellipsoid and the right atrium that bulges to the right."""
+    z, y, x = (float(value) for value in heart_centre(body))
     radii = heart_radii(body)
-    return ellipsoid(body.grid.at(box), tuple(heart_centre(body)), tuple(r + 3.0 for r in radii), HEART_AXES)  # type: ignore[arg-type]
+    scale = radii[0] / 67.0
+    atrium = ellipsoid(
+        c, (z + 6.0 * scale, y + 8.0 * scale, x - 38.0 * scale), (37.0 * scale, 30.0 * scale, 27.0 * scale)
+    )
+    base = ellipsoid(
+        c, (z + 18.0 * scale, y + 22.0 * scale, x - 4.0 * scale), (30.0 * scale, 23.0 * scale, 36.0 * scale)
+    )
+    return smooth_min(smooth_min(ellipsoid(c, (z, y, x), radii, HEART_AXES), atrium, 14.0), base, 10.0)
 
 
 def hernia_centre(body: Body) -> Point:
@@ -292,21 +306,21 @@ def draw_heart(body: Body) -> None:
     """Four chambers in muscle, a little fat in the grooves."""
     grid, tissue = body.grid, body.tissue
     centre, radii = heart_centre(body), heart_radii(body)
-    reach = [max(radii) + 8.0] * 3
+    reach = [max(radii) + 12.0] * 3
     box = grid.box(*bounds(centre, reach))
     if box is None:
         return
     c = grid.at(box)
     bend = body.textures["coarse"][box] * 1.5
-    heart = ellipsoid(c, tuple(centre), radii, HEART_AXES) + bend  # type: ignore[arg-type]
-    body.parts["heart"] = Part(box, heart)
-    body.paint(box, heart, tissue["myocardium"], "heart")
-    scale = radii[0] / 64.0
+    surface = heart(body, c) + bend
+    body.parts["heart"] = Part(box, surface)
+    body.paint(box, surface, tissue["myocardium"], "heart")
+    scale = radii[0] / 67.0
 
     def chamber(at: Point, size: Point, name: str, rotated: bool) -> None:
         sized = tuple(value * scale for value in size)
         distance = ellipsoid(c, at, sized, HEART_AXES if rotated else None)  # type: ignore[arg-type]
-        body.paint(box, torch.maximum(distance, heart + 2.0), tissue[name], None)
+        body.paint(box, torch.maximum(distance, surface + 2.0), tissue[name], None)
 
     here = centre
     left, right = "left_heart", "right_heart"
@@ -319,9 +333,9 @@ def draw_heart(body: Body) -> None:
     )  # right ventricle
     centre_left = (here[0] - 6 * scale, here[1] + 1 * scale, here[2] + 26 * scale)
     wall = ellipsoid(c, centre_left, tuple(v * scale for v in (42, 29, 31)), HEART_AXES)  # type: ignore[arg-type]
-    body.paint(box, torch.maximum(wall, heart), tissue["myocardium"], None)
-    body.paint(box, torch.maximum(wall + 10.0 * scale, heart + 4.0), tissue[left], None)
-    groove = torch.maximum((heart + 2.0).abs_() - 3.5, 0.9 - body.textures["middle"][box].abs())
+    body.paint(box, torch.maximum(wall, surface), tissue["myocardium"], None)
+    body.paint(box, torch.maximum(wall + 10.0 * scale, surface + 4.0), tissue[left], None)
+    groove = torch.maximum((surface + 2.0).abs_() - 3.5, 0.9 - body.textures["middle"][box].abs())
     body.hu[box] += grid.soft(groove * 3.0) * 0.8 * (-80.0 - body.hu[box])
 
 

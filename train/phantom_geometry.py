@@ -316,9 +316,12 @@ def lower_to_cones(
 
 
 def thin_radius(radius_mm: np.ndarray, edge_mm: float) -> np.ndarray:
-    """The radius whose soft edge gives a tube thinner than a voxel the share of the voxel that it fills, pi r^2 / edge^2."""
+    """The radius whose soft edge lets a tube thinner than a voxel fill as much of the voxels as it should.
+
+    A soft tube of central share a < 1 is a cone over the cross-section, of area pi (a edge)^2 a / 3; it has to be pi r^2.
+    """
     drawn = np.minimum(1.0, 0.5 + radius_mm / edge_mm)
-    true = np.minimum(1.0, np.pi * radius_mm**2 / edge_mm**2)
+    true = np.minimum(1.0, np.cbrt(3.0 * radius_mm**2 / edge_mm**2))
     return radius_mm - np.maximum(drawn - true, 0.0) * edge_mm
 
 

@@ -86,7 +86,7 @@ def beside(artery: Tree, artery_root: np.ndarray, bronchus_root: np.ndarray, rng
         return points + gap * near + aside * (1.0 - near)
 
     depth = artery.depth[large]
-    radius = np.clip(0.55 * artery.num_served[large] ** 0.38, 1.0, 4.5)
+    radius = np.clip(0.50 * artery.num_served[large] ** 0.38, 1.0, 4.5)
     cones = Cones(move(c.start[large], depth), move(c.stop[large], depth + 1), radius * 1.05, radius)
     return Tree(cones=cones, num_served=artery.num_served[large], depth=depth)
 
@@ -109,14 +109,14 @@ def grow_lungs(plan: Body) -> LungTrees:
             return chosen + rng.uniform(-3.5, 3.5, chosen.shape)
 
         root, bronchus, upper, lower = frame.to_scanner(ROOTS[side])
-        artery = grow_tree(choose(480), root, rng, 0.62, 0.335)
+        artery = grow_tree(choose(620), root, rng, 0.58, 0.33)
         arteries.append(artery)
         tree = beside(artery, root, bronchus, rng)
         bronchi.append(tree)
         sides.append(np.full(len(tree.depth), sign))
-        targets = choose(320)
+        targets = choose(420)
         above = targets[:, 0] > (upper[0] + lower[0]) / 2
-        veins.extend(grow_tree(t, r, rng, 0.60, 0.35) for t, r in ((targets[above], upper), (targets[~above], lower)))
+        veins.extend(grow_tree(t, r, rng, 0.56, 0.34) for t, r in ((targets[above], upper), (targets[~above], lower)))
     return LungTrees(
         arteries=join(arteries), veins=join(veins), bronchi=join(bronchi), bronchus_side=np.concatenate(sides)
     )
