@@ -9,6 +9,7 @@ import bz2
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -151,9 +152,7 @@ def list_files(folder: Path) -> list[Path]:
             if regular:
                 files.append(path)
         if len(files) > MAX_FILES:
-            raise UnsafeFileError(
-                f"more than {MAX_FILES} files in the folder", file=folder.name, cure="Point at one study."
-            )
+            raise UnsafeFileError(f"more than {MAX_FILES} files in the folder", cure="Point at one study.")
     return files
 
 
@@ -169,7 +168,7 @@ def unpack(archive: Path, folder: Path) -> None:
         raise DamagedFileError(
             "the zip is damaged or ends early", file=archive.name, cure="Copy or download it again."
         ) from None
-    except (NotImplementedError, RuntimeError, zlib.error, EOFError, OSError) as error:
+    except (NotImplementedError, RuntimeError, zlib.error, struct.error, EOFError, OSError) as error:
         if isinstance(error, VolumeError):
             raise
         raise DamagedFileError(

@@ -31,7 +31,9 @@ import numpy as np
 from .dicom_pixels_ctfm import (
     BIG_ENDIAN,
     DEFLATED,
+    EXPLICIT,
     IMPLICIT,
+    LOSSY,
     SYNTAX_NAMES,
     PixelLayout,
     data_set_bytes,
@@ -73,6 +75,7 @@ MAX_GAP_MM = 15.0
 SAME_POSITION_MM = 0.01
 REGULAR_TOLERANCE = 0.1  # of the slice distance: positions are often rounded to a tenth of a millimetre
 MAX_STACKS = 500
+MIN_TILT_DEGREES = 0.5
 NO_PLACE = "no position, orientation or pixel spacing"
 
 CT_CLASSES = {
@@ -150,7 +153,7 @@ PLAIN_TAGS = (
     0x0008_0005, 0x0008_0016, 0x0008_0018, 0x0008_0060, 0x0008_0070, 0x0018_0015, 0x0018_1120, 0x0018_1210,
     0x0018_5100, 0x0020_000D, 0x0020_000E, 0x0020_0032, 0x0020_0037, 0x0020_0052, 0x0028_0002, 0x0028_0004,
     0x0028_0008, 0x0028_0010, 0x0028_0011, 0x0028_0030, 0x0028_0100, 0x0028_0101, 0x0028_0102, 0x0028_0103,
-    0x0028_0120, 0x0028_0121, 0x0028_1052, 0x0028_1053, 0x0028_1054, 0x0028_3000, 0x5200_9229, 0x5200_9230,
+    0x0028_0120, 0x0028_0121, 0x0028_1052, 0x0028_1053, 0x0028_1054, 0x0028_2110, 0x0028_3000, 0x5200_9229, 0x5200_9230,
 )
 # fmt: on
 # Functional groups of enhanced files: where a tag is found inside a frame's item.
@@ -173,7 +176,17 @@ MACROS = {
     0x0020_9241: 0x0018_9118,
 }
 PARSE_ERRORS = (
-    *(ValueError, TypeError, KeyError, AttributeError, IndexError, EOFError, NotImplementedError, OverflowError),
+    *(
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        EOFError,
+        NotImplementedError,
+        OverflowError,
+        MemoryError,
+    ),
     *(struct.error, RecursionError, AssertionError, OSError),
     *PYDICOM_ERRORS,
 )
@@ -222,23 +235,23 @@ class Stack:
 # --- public --------------------------------------------------------------------------------------------------------------
 
 
-def list_dicom_series(source: Path, kinds: dict[Path, str]) -> list[SeriesInfo]:
+def list_dicom_series(source: str, kinds: dict[Path, str]) -> list[SeriesInfo]:
     """Every stack of slices in these files, the unusable ones with their reason."""
     with _quiet_pydicom:
         stacks, _, _ = _find_stacks(source, kinds)
     return [stack.info for stack in stacks]
 
 
-def read_dicom(source: Path, kinds: dict[Path, str], series_uid: str | None) -> Scan:
+def read_dicom(source: str, kinds: dict[Path, str], series_uid: str | None) -> Scan:
     """Reads the one stack that is a CT volume, or the one that `series_uid` names.
 
     Args:
-        source: what the user gave; only the last part of its name is ever shown.
+        source: what errors call the source.
         kinds: every file of the source, and what `tell_kind` says it is.
     """
     with _quiet_pydicom:
         stacks, left_out, num_patients = _find_stacks(source, kinds)
-        stack = _choose(stacks, left_out, num_patients, series_uid, source.name)
+        stack = _choose(stacks, left_out, num_patients, series_uid, source)
         for other in stacks:
             if other.info.left_out_because == NO_PLACE and other.slices[0].series == stack.slices[0].series:
                 raise GeometryError(
@@ -292,10 +305,10 @@ _quiet_pydicom = _Quiet()
 # --- files -> slices -------------------------------------------------------------------------------------------------------
 
 
-def _find_stacks(source: Path, kinds: dict[Path, str]) -> tuple[list[Stack], Counter[str], int]:
+def _find_stacks(source: str, kinds: dict[Path, str]) -> tuple[list[Stack], Counter[str], int]:
     if not HAS_PYDICOM:
         raise UnsupportedFormatError(
-            "reading DICOM needs pydicom", file=source.name, cure='Install it with pip install "ctfm[io]".'
+            "reading DICOM needs pydicom", file=source, cure='Install it with pip install "ctfm[io]".'
         )
     left_out: Counter[str] = Counter()
     slices: list[Slice] = []
@@ -360,10 +373,7 @@ def _transfer_syntax(data_set: "FileDataset") -> str:
         text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
         return text.strip("\0 ")
     implicit, little = data_set.original_encoding
-    return IMPLICIT if implicit else (SYNTAX_EXPLICIT if little else BIG_ENDIAN)
-
-
-SYNTAX_EXPLICIT = "1.2.840.10008.1.2.1"
+    return IMPLICIT if implicit else (EXPLICIT if little else BIG_ENDIAN)
 
 
 class _Header:
@@ -509,6 +519,7 @@ def _read_slice(header: _Header, frame: int) -> Slice:
             "tilt": header.text(0x0018_1120),
             "rescale_type": header.text(0x0028_1054, frame).upper(),
             "rescale": "stated" if header.raw(0x0028_1053, frame) and header.raw(0x0028_1052, frame) else "missing",
+            "lossy": header.text(0x0028_2110),
             "image_type": "\\".join(word for word in image_type if word.replace("_", "").replace(" ", "").isalnum())[
                 :64
             ],
@@ -578,7 +589,6 @@ def _pixel_layout(header: _Header) -> PixelLayout:
         path=header.path,
         transfer_syntax=header.syntax,
         offset=header.offset,
-        explicit=header.syntax != IMPLICIT,
         rows=rows,
         columns=columns,
         num_frames=header.num_frames,
@@ -595,7 +605,6 @@ def _no_pixels(header: _Header) -> PixelLayout:
         path=header.path,
         transfer_syntax=header.syntax,
         offset=-1,
-        explicit=True,
         rows=header.short(0x0028_0010, 0),
         columns=header.short(0x0028_0011, 0),
         num_frames=header.num_frames,
@@ -641,9 +650,18 @@ def _unusable(group: list[Slice]) -> str:
 def _split(slices: list[Slice]) -> list[list[Slice]]:
     """The stacks of one series."""
     hard: dict[tuple, list[list[Slice]]] = defaultdict(list)
+    num_frames_of_reference = len({one.frame_of_reference for one in slices})
+    stated = num_frames_of_reference <= len(slices) // 2  # some anonymisers give every slice its own
     for one in slices:
         pixels = one.pixels
-        key = (one.reason, one.is_reformat, one.frame_of_reference, pixels.rows, pixels.columns, one.kernel)
+        key = (
+            one.reason,
+            one.is_reformat,
+            one.frame_of_reference if stated else "",
+            pixels.rows,
+            pixels.columns,
+            one.kernel,
+        )
         for group in hard[key]:
             if _looks_alike(group[0], one):
                 group.append(one)
@@ -833,8 +851,7 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
         warnings.append(f"{num_duplicates} slices were there twice, with identical voxels; one of each was kept.")
     if any(one.facts["rescale"] == "missing" for one in slices):
         warnings.append("The header gives no rescale slope and intercept; 1 and 0 were assumed.")
-    if slices[0].facts["rescale_type"] == "HU_MOD":
-        warnings.append("The header says modified Hounsfield units (HU_MOD).")
+    warnings += _suspicions(slices[0])
     hu, affine, resampled = _fill_gaps(hu, affine, places, warnings)
     return Scan(
         hu=hu,
@@ -843,6 +860,20 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
         source=_describe_source(slices, len(places), left_out, num_duplicates),
         resampled=resampled,
     )
+
+
+def _suspicions(one: Slice) -> list[str]:
+    said = []
+    if one.facts["rescale_type"] == "HU_MOD":
+        said.append("The header says modified Hounsfield units (HU_MOD).")
+    if one.facts["lossy"] == "01" or one.pixels.transfer_syntax in LOSSY:
+        said.append("The pixels were compressed with loss.")
+    tilt = _float(one.facts["tilt"])
+    if tilt is not None and abs(tilt) > MIN_TILT_DEGREES and np.abs(one.normal).max() > math.cos(math.radians(0.5)):
+        said.append(
+            f"The header says a gantry tilt of {tilt:g} degrees, but its slices stand upright; positions were trusted."
+        )
+    return said
 
 
 def _slots(slices: tuple[Slice, ...]) -> tuple[list[int], np.ndarray]:

@@ -30,6 +30,7 @@ RLE = "1.2.840.10008.1.2.5"
 JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)}
 JPEG_LS = {f"1.2.840.10008.1.2.4.{number}" for number in (80, 81)}
 JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91)}
+LOSSY = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81)}
 NATIVE = {IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN}
 SYNTAX_NAMES = {
     IMPLICIT: "Implicit VR Little Endian",
@@ -57,7 +58,6 @@ class PixelLayout:
     path: Path
     transfer_syntax: str
     offset: int
-    explicit: bool
     rows: int
     columns: int
     num_frames: int
@@ -153,11 +153,9 @@ def _element_length(head: bytes, layout: PixelLayout) -> tuple[int, int]:
     order = ">" if layout.transfer_syntax == BIG_ENDIAN else "<"
     if len(head) < 12 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
         raise DamagedFileError("no integer pixel data where it should begin", file=layout.path.name)
-    if not layout.explicit:
-        return struct.unpack(order + "I", head[4:8])[0], layout.offset + 8
-    if head[4:6] not in (b"OW", b"OB", b"UN"):
-        raise DamagedFileError("no integer pixel data where it should begin", file=layout.path.name)
-    return struct.unpack(order + "I", head[8:12])[0], layout.offset + 12
+    if head[4:6] in (b"OW", b"OB", b"UN"):  # as an implicit length these would be odd
+        return struct.unpack(order + "I", head[8:12])[0], layout.offset + 12
+    return struct.unpack(order + "I", head[4:8])[0], layout.offset + 8
 
 
 def unpack_bits(stored: np.ndarray, layout: PixelLayout) -> np.ndarray:

@@ -309,7 +309,7 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
     if not np.isfinite(intercept):
         raise DamagedFileError("the intercept is not a number", file=name, value=intercept)
     data_start = header_size + 4
-    if not np.isfinite(fields.offset) or fields.offset < 0 or fields.offset > 2**31:
+    if not np.isfinite(fields.offset) or fields.offset < 0 or fields.offset > 2**26:
         raise DamagedFileError("absurd offset of the voxel data", file=name, value=fields.offset)
     affine, checks, warnings = _nifti_affine(fields, pixdim, shape)
     return Layout(

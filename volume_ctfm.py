@@ -186,7 +186,7 @@ def list_series(source: Source) -> list[SeriesInfo]:
         path, files = _open_source(source, Path(temporary))
         kinds = {file: tell_kind(file) for file in files}
         if "dicom" in kinds.values():
-            return list_dicom_series(path, kinds)
+            return list_dicom_series(_name(path), kinds)
         rasters = [file for file, kind in kinds.items() if kind in RASTERS]
         if not rasters:
             raise _nothing_found(path, kinds)
@@ -215,10 +215,15 @@ def _open_source(source: str | Path, temporary: Path) -> tuple[Path, list[Path]]
     return path, list_files(temporary)
 
 
+def _name(path: Path) -> str:
+    """What an error calls the source: a file by the last part of its name, a folder not at all (it may name the patient)."""
+    return "" if path.is_dir() else path.name
+
+
 def _read_files(path: Path, files: list[Path], series_uid: str | None) -> Scan:
     kinds = {file: tell_kind(file) for file in files}
     if "dicom" in kinds.values():
-        return read_dicom(path, kinds, series_uid)
+        return read_dicom(_name(path), kinds, series_uid)
     rasters = [file for file, kind in kinds.items() if kind in RASTERS]
     if not rasters:
         raise _nothing_found(path, kinds)
@@ -227,7 +232,7 @@ def _read_files(path: Path, files: list[Path], series_uid: str | None) -> Scan:
     if len(rasters) != 1:
         raise AmbiguousSeriesError(
             f"{len(rasters)} volume files" + (" of that name" if series_uid else ""),
-            file=path.name,
+            file=_name(path),
             value=", ".join(file.name for file in rasters[:8]) or series_uid,
             cure="Pass the path of one of them.",
         )
@@ -238,12 +243,12 @@ def _nothing_found(path: Path, kinds: dict[Path, str]) -> VolumeError:
     counts = Counter(kinds.values())
     if counts["array"]:
         return UnsupportedFormatError(
-            "a bare array has no spacing and no orientation", file=path.name, cure="Pass (array, affine)."
+            "a bare array has no spacing and no orientation", file=_name(path), cure="Pass (array, affine)."
         )
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no file"
     return UnsupportedFormatError(
         "no CT scan found",
-        file=path.name,
+        file=_name(path),
         value=found,
         cure="DICOM, NIfTI, MetaImage and NRRD can be read; unpack inner archives.",
     )
@@ -374,7 +379,7 @@ def _is_label_map(sample: np.ndarray) -> bool:
     inner = (sample != values[0]) & (sample != values[-1])
     pairs = inner[:, 1:] & inner[:, :-1]
     equal = (sample[:, 1:] == sample[:, :-1]) & pairs
-    return bool(equal.sum() >= 0.6 * max(1, pairs.sum())) and len(values) <= 512
+    return bool(equal.sum() >= 0.75 * max(1, pairs.sum())) and len(values) <= 512
 
 
 def _is_rescaled_twice(sample: np.ndarray) -> bool:
