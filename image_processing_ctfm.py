@@ -171,13 +171,11 @@ class CTFMImageProcessor(BaseImageProcessor):
             box = hu[tuple(slice(part.low[0], part.high[-1] + 1) for part in parts)]
             if box.amax() <= self.air_hu:
                 continue  # air, and `out` is zero there
-            box = box.clamp(low_hu, high_hu).float()
-            for axis, part in enumerate(parts):
-                below = box.index_select(axis, part.low - part.low[0])
-                above = box.index_select(axis, part.high - part.low[0])
-                weight = part.weight.view([-1 if a == axis else 1 for a in range(3)])
-                box = below.lerp_(above, weight)
-            out[number][tuple(part.inside for part in parts)] = box.sub_(low_hu).div_(high_hu - low_hu)
+            box = box.clamp(low_hu, high_hu).float().sub_(low_hu).div_(high_hu - low_hu)
+            along_depth, along_height, along_width = (part.matrix() for part in parts)
+            box = (along_depth @ box.flatten(1)).unflatten(1, box.shape[1:])  # small dense products beat gathering
+            box = along_height @ box @ along_width.T
+            out[number][tuple(part.inside for part in parts)] = box
 
     def to_patient_space(self, maps: Tensor, inputs: CTFMBatchFeature) -> list[np.ndarray]:
         """Brings maps over crops, patches or voxels back to each scan's own voxels.
@@ -266,6 +264,14 @@ class AxisSamples:
             inside=inside,
             crop_size=self.crop_size,
         )
+
+    def matrix(self) -> Tensor:
+        """`(samples, scan voxels)` from the first `low` to the last `high`: the interpolation as a product."""
+        rows = torch.arange(len(self.low))
+        matrix = torch.zeros(len(self.low), int(self.high[-1] - self.low[0]) + 1)
+        matrix[rows, self.low - self.low[0]] += 1 - self.weight
+        matrix[rows, self.high - self.low[0]] += self.weight
+        return matrix
 
 
 def cut_labels(segmentation: np.ndarray, geometry: CropGeometry, out: Tensor) -> None:

@@ -12,6 +12,7 @@ Shapes: `b` batch, `g` crops in a scan, `c` channels, `D H W` voxels of a crop, 
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -526,6 +527,18 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             hidden_states=local.hidden_states,
             attentions=local.attentions,
         )
+
+    def to_int8(self) -> None:
+        """Turns the products of the local transformer's layers into 8-bit integer ones, for inference on a CPU.
+
+        Weights lose precision once, activations anew in every call (torch's dynamic quantisation). In place; the model
+        can no longer be trained, saved or moved to a GPU.
+        """
+        from torch.ao.quantization import quantize_dynamic
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated; the successor, torchao, is a package of its own
+            self.local_model.layers = quantize_dynamic(self.local_model.layers, {nn.Linear}, dtype=torch.qint8)
 
     def encode_crops(
         self, pixel_values: Tensor, output_tokens: bool = True, **kwargs: Unpack[TransformersKwargs]

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import torch
+from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, read_volume
+from ctfm.pipeline_ctfm import finding_prompts
+from transformers import AutoProcessor, pipeline
+
+from tests.phantoms import phantom_volume
+from tests.tiny import tiny_config, tiny_tokenizer
+
+FINDINGS = ["Pleural effusion", "Lung nodule", "COPD"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    CTFMModel(tiny_config()).save_pretrained(folder)
+    image_processor = CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native")
+    CTFMProcessor(image_processor, tiny_tokenizer()).save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+    return folder
+
+
+def test_prompts_read_like_a_report() -> None:
+    assert finding_prompts("Pleural effusion") == ("Pleural effusion.", "No pleural effusion.")
+    assert finding_prompts("COPD") == ("COPD.", "No COPD.")
+
+
+def test_scores_are_the_softmax_of_present_over_absent_sorted(checkpoint: Path) -> None:
+    grade = pipeline("zero-shot-image-classification", model=str(checkpoint), trust_remote_code=True)
+    graded = grade(phantom_volume(), candidate_labels=FINDINGS)
+    assert [row["score"] for row in graded] == sorted((row["score"] for row in graded), reverse=True)
+    assert {row["label"] for row in graded} == set(FINDINGS)
+
+    processor, model = AutoProcessor.from_pretrained(checkpoint), CTFMModel.from_pretrained(checkpoint)
+    for row in graded:
+        inputs = processor(phantom_volume(), text=list(finding_prompts(row["label"])))
+        with torch.no_grad():
+            expected = model(**inputs).logits_per_image[0].softmax(0)[0].item()
+        assert row["score"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_scans_come_as_files_volumes_arrays_and_lists_of_them(checkpoint: Path, tmp_path: Path) -> None:
+    grade = pipeline("zero-shot-image-classification", model=str(checkpoint), trust_remote_code=True)
+    volume = phantom_volume()
+    volume.to_nifti(tmp_path / "scan.nii.gz")
+    scans = [str(tmp_path / "scan.nii.gz"), volume, (volume.hu, volume.affine)]
+    together = grade(scans, candidate_labels=FINDINGS)
+    for scan, graded in zip(scans, together, strict=True):
+        alone = grade(scan, candidate_labels=FINDINGS)
+        assert [row["label"] for row in alone] == [row["label"] for row in graded]
+        assert [row["score"] for row in alone] == pytest.approx([row["score"] for row in graded], abs=1e-5)
+        assert [row["score"] for row in alone] == pytest.approx([row["score"] for row in together[0]], abs=1e-4)
+
+
+def test_nothing_to_grade_is_an_error(checkpoint: Path) -> None:
+    grade = pipeline("zero-shot-image-classification", model=str(checkpoint), trust_remote_code=True)
+    with pytest.raises(ValueError, match="candidate_labels"):
+        grade(phantom_volume())
+
+
+def test_processor_gives_scans_texts_or_both_and_the_same_from_file_array_and_batch(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    volume = phantom_volume()
+    volume.to_nifti(tmp_path / "scan.nii.gz")
+    alone = processor(images=tmp_path / "scan.nii.gz", text="No pleural effusion.")
+    assert set(alone) == {"pixel_values", "crop_grid", "crop_mask", "input_ids", "attention_mask"}
+    assert set(processor(text=["a", "b"])) == {"input_ids", "attention_mask"}
+    array = processor(images=(volume.hu, volume.affine))
+    batch = processor(images=[volume, read_volume(tmp_path / "scan.nii.gz")])
+    torch.testing.assert_close(array.pixel_values, alone.pixel_values, rtol=0, atol=1e-5)
+    for one in batch.pixel_values:
+        torch.testing.assert_close(one[None], alone.pixel_values, rtol=0, atol=1e-5)
+    (map_of_crops,) = processor.to_patient_space(torch.arange(alone.pixel_values.shape[1])[None], alone)
+    assert map_of_crops.shape == volume.hu.shape
+    with pytest.raises(ValueError, match="Neither"):
+        processor()
