@@ -87,7 +87,8 @@ class Body:
         self.fields = textures
         self.known_points: dict[str, np.ndarray] = {}
         self.textures = {name: field.on_grid(grid.axes_mm, grid.device)[0] for name, field in textures.items()}
-        self.cavity = self.skin = self.diaphragm = self.hu  # (D, H, W) distances, measured by the first painters
+        # Distances (D, H, W) that most painters need, measured by the first ones.
+        self.skin, self.muscle, self.cavity, self.diaphragm = (torch.empty_like(self.hu) for _ in range(4))
         self.parts: dict[str, Part | None] = {}
 
     def paint(self, box: Slices, distance: Tensor, hu: float | Tensor, organ: str | None) -> None:
@@ -125,12 +126,17 @@ def profile(body: Body, table: Sequence[float], box: Slices | None = None) -> Te
 
 
 def outline(
-    body: Body, width: Sequence[float], front: Sequence[float], back: Sequence[float], centre_y: Tensor | float
+    body: Body,
+    box: Slices,
+    width: Sequence[float],
+    front: Sequence[float],
+    back: Sequence[float],
+    centre_y: Tensor | float,
 ) -> Tensor:
-    """Distance (D, H, W) to an outline that reaches `front` and `back` of a centre at each level."""
-    forward, backward = profile(body, front), profile(body, back)
+    """Distance on a box to an outline that reaches `front` and `back` of a centre at each level."""
+    forward, backward = profile(body, front, box), profile(body, back, box)
     middle = (backward - forward) * 0.5 + centre_y
-    return radial_outline(body.grid.coordinates, profile(body, width), (forward + backward) * 0.5, middle)
+    return radial_outline(body.grid.at(box), profile(body, width, box), (forward + backward) * 0.5, middle)
 
 
 def bounds(centre: Sequence[float] | np.ndarray, reach: Sequence[float]) -> tuple[Point, Point]:

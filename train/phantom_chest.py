@@ -29,42 +29,52 @@ from .phantom_geometry import Coordinates, Part, Point, Slices, axes_along, elli
 
 def draw_wall(body: Body) -> None:
     """Skin, subcutaneous fat, breasts, muscle and the fat inside the cavity."""
-    grid, patient = body.grid, body.patient
-    c = grid.coordinates
-    coarse, middle = body.textures["coarse"], body.textures["middle"]
-    muscle = outline(body, MUSCLE_WIDTH, MUSCLE_FRONT, MUSCLE_BACK, 0.0)
-    muscle -= coarse * 1.5
-    cavity = outline(body, CAVITY_WIDTH, CAVITY_FRONT, CAVITY_BACK, profile(body, CAVITY_CENTRE))
+    female = body.patient.sex == "female"
+    for slab in body.grid.slabs():
+        measure_wall(body, slab)
+    if female:
+        add_breasts(body, body.skin)
+    for slab in body.grid.slabs():
+        draw_wall_slab(body, slab)
+    if female:
+        draw_breast_glands(body)
+
+
+def measure_wall(body: Body, box: Slices) -> None:
+    """Distances to the cavity inside the ribs, to the muscle round it and to the skin."""
+    patient, c = body.patient, body.grid.at(box)
+    muscle = outline(body, box, MUSCLE_WIDTH, MUSCLE_FRONT, MUSCLE_BACK, 0.0)
+    muscle -= body.textures["coarse"][box] * 1.5
+    cavity = outline(body, box, CAVITY_WIDTH, CAVITY_FRONT, CAVITY_BACK, profile(body, CAVITY_CENTRE, box))
     # Behind, the spine and its muscles push the outline forward between two gutters that the lungs fill.
     cavity += 15.0 * torch.exp(-(c.x * (1.0 / 30.0)).square_()) * torch.sigmoid((c.y - 25.0) * 0.15)
-    body.cavity = cavity
     # Fat is thicker in front of the abdomen and at the flanks, thinner at the shoulders and over the spine.
-    belly = profile(body, (1.25, 1.25, 1.2, 1.1, 1.0, 0.85, 0.75, 0.7, 0.7, 0.7, 0.6, 0.5, 0.4, 0.4))
+    belly = profile(body, (1.25, 1.25, 1.2, 1.1, 1.0, 0.85, 0.75, 0.7, 0.7, 0.7, 0.6, 0.5, 0.4, 0.4), box)
     fat = patient.fat_mm * belly * (1.0 - 0.35 * (c.y / 100.0).clamp(-1.0, 1.0)) + 2.0
-    skin = muscle - fat
-    if patient.sex == "female":
-        add_breasts(body, skin)
-    body.skin = skin
-    body.paint(body.grid.full, skin, -20.0, "subcutaneous fat")
-    inner = grid.soft(skin + 2.2)
-    body.hu += inner * (-106.0 + 7.0 * middle - body.hu)
-    if patient.sex == "female":
-        draw_breast_glands(body)
-    # Fat between the layers of muscle: thin sheets where noise crosses zero, more of it in the fatter patient and the armpits.
+    body.muscle[box], body.cavity[box], body.skin[box] = muscle, cavity, muscle - fat
+
+
+def draw_wall_slab(body: Body, box: Slices) -> None:
+    grid, patient, c = body.grid, body.patient, body.grid.at(box)
+    coarse, middle = body.textures["coarse"][box], body.textures["middle"][box]
+    skin, muscle, cavity = body.skin[box], body.muscle[box], body.cavity[box]
+    body.paint(box, skin, -20.0, "subcutaneous fat")
+    body.hu[box] += grid.soft(skin + 2.2) * (-106.0 + 7.0 * middle - body.hu[box])
+    # Fat between the layers of muscle: thin sheets where noise crosses zero, more of it in the fatter patient.
     sheet = (middle + 0.7 * coarse).abs_() * 9.0 - (0.35 + 0.035 * patient.fat_mm)
     alpha = grid.soft(torch.maximum(sheet, 9.0 - cavity), 1.5 * grid.edge_mm) * 0.75
+    # The armpits hold fat, and round the shoulders muscles are bundles in fat rather than a wall.
     pit = ((c.x.abs() - 132.0) * (1.0 / 22.0)).square_() + ((c.y + 16.0) * (1.0 / 28.0)).square_()
     pit += ((c.z - 122.0) * (1.0 / 44.0)).square_()
     pit = grid.soft(torch.maximum((pit.sqrt_() - 1.0) * 22.0 + 4.0 * coarse, 11.0 - cavity), 2.0 * grid.edge_mm)
     alpha = torch.maximum(alpha, pit * (0.75 + 0.2 * middle).clamp_(0.0, 1.0))
-    # Round the shoulders muscles are bundles in fat rather than a wall.
     girdle = torch.sigmoid((c.z - 84.0) * 0.06) * grid.soft(13.0 - cavity)
-    alpha = torch.maximum(
-        alpha, girdle * (1.5 * coarse + 0.4 * middle + 0.35 + 0.01 * patient.fat_mm).clamp_(0.0, 0.95)
-    )
-    body.paint(body.grid.full, muscle, body.tissue["muscle"] + 6.0 * middle - alpha * 145.0, "muscle")
-    body.organs.masked_fill_((alpha > 0.5) & (body.organs == ORGAN_ID["muscle"]), ORGAN_ID["subcutaneous fat"])
-    body.paint(body.grid.full, torch.maximum(cavity, muscle + 8.0), -102.0 + 9.0 * middle, "visceral fat")
+    bundles = (1.5 * coarse + 0.4 * middle + 0.35 + 0.01 * patient.fat_mm).clamp_(0.0, 0.95)
+    alpha = torch.maximum(alpha, girdle * bundles)
+    body.paint(box, muscle, body.tissue["muscle"] + 6.0 * middle - alpha * 145.0, "muscle")
+    organs = body.organs[box]
+    organs.masked_fill_((alpha > 0.5) & (organs == ORGAN_ID["muscle"]), ORGAN_ID["subcutaneous fat"])
+    body.paint(box, torch.maximum(cavity, muscle + 8.0), -102.0 + 9.0 * middle, "visceral fat")
 
 
 def breast_geometry(body: Body, side: int) -> tuple[Point, Point]:
@@ -92,7 +102,7 @@ def draw_breast_glands(body: Body) -> None:
                 ellipsoid(body.grid.at(box), centre, radii)
                 - (density - 0.75 + body.textures["fine"][box] * 0.45) * 22.0
             )
-            distance = torch.maximum(distance, torch.maximum(26.0 - body.cavity[box], body.skin[box] + 7.0))
+            distance = torch.maximum(distance, torch.maximum(2.0 - body.muscle[box], body.skin[box] + 7.0))
             body.paint(box, distance, 30.0, "breast gland")
 
 
@@ -185,22 +195,22 @@ PULMONARY_VEINS: tuple[tuple[Point, ...], ...] = (
 
 def measure_diaphragm(body: Body) -> None:
     """`diaphragm` (D, H, W): positive below, negative above, roughly millimetres; also the heart and the mediastinum."""
-    grid = body.grid
-    c = grid.coordinates
     shift = body.patient.shift("diaphragm", 5.0)
     right_top, left_top = 12.0 + shift[0], 2.0 + 0.6 * shift[0] + 0.8 * shift[1]
 
-    def dome(top: float, centre: Point, widths: tuple[float, float, float]) -> Tensor:
-        y = c.y - centre[1]
-        q = ((c.x - centre[2]) * (1.0 / widths[0])).square_()
+    def dome(c: Coordinates, top: float, centre: tuple[float, float], widths: tuple[float, float, float]) -> Tensor:
+        y = c.y - centre[0]
+        q = ((c.x - centre[1]) * (1.0 / widths[0])).square_()
         q += torch.where(y < 0, y * (1.0 / widths[1]), y * (1.0 / widths[2])).square_()
         return top - q * (26.0 + 22.0 * q)
 
-    right = dome(right_top, (0, -8.0, -66.0), (72.0, 98.0, 72.0))
-    left = dome(left_top, (0, -12.0, 68.0), (66.0, 98.0, 70.0))
-    middle = dome(-9.0, (0, -42.0, 10.0), (95.0, 80.0, 62.0))
-    top = -smooth_min(smooth_min(-right, -left, 12.0), -middle, 12.0)
-    body.diaphragm = top.sub_(c.z).mul_(0.8)
+    for slab in body.grid.slabs():
+        c = body.grid.at(slab)
+        right = dome(c, right_top, (-8.0, -66.0), (72.0, 98.0, 72.0))
+        left = dome(c, left_top, (-12.0, 68.0), (66.0, 98.0, 70.0))
+        middle = dome(c, -9.0, (-42.0, 10.0), (95.0, 80.0, 62.0))
+        top = -smooth_min(smooth_min(-right, -left, 12.0), -middle, 12.0)
+        body.diaphragm[slab] = top.sub_(c.z).mul_(0.8)
 
 
 def draw_lungs(body: Body) -> None:

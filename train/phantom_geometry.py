@@ -28,6 +28,7 @@ FIELD_STOP_MM = (320.0, 260.0, 320.0)
 MAX_BEND_MM = 12.0
 FAR_MM = 99.0
 MAX_BATCH_VOXELS = 1_000_000
+SLAB_VOXELS = 1 << 17
 
 
 def named_rng(seed: int, name: str) -> np.random.Generator:
@@ -175,6 +176,12 @@ class Grid:
     def full(self) -> Slices:
         z, y, x = (slice(0, n) for n in self.shape)
         return z, y, x
+
+    def slabs(self) -> list[Slices]:
+        """The scan cut into slabs whose tensors stay in a processor's cache; one slab on an accelerator."""
+        depth, height, width = self.shape
+        step = depth if self.device.type != "cpu" else max(1, SLAB_VOXELS // (height * width))
+        return [(slice(d, min(d + step, depth)), slice(0, height), slice(0, width)) for d in range(0, depth, step)]
 
     def within(self, part: Part | None, box: Slices) -> Tensor:
         """A part's distance on another box, far where the part does not reach."""

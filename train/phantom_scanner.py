@@ -16,27 +16,28 @@ def draw_table(body: Body, acquisition: Acquisition) -> None:
     """The table's shell and mattress under the back, and a sheet of cloth over the patient; only where there is air."""
     grid, patient = body.grid, body.patient
     rng = named_rng(patient.seed, "table")
-    air = body.hu < -900.0
     back = patient.position_mm[1] + patient.scale[1] * (114.0 + 0.6 * patient.fat_mm)
-    cloth = grid.soft(
-        (body.skin - rng.uniform(3.0, 8.0) - 3.0 * body.textures["coarse"]).abs_() - 0.4, 1.5 * grid.edge_mm
-    )
-    body.hu += cloth.mul_(air) * rng.uniform(20.0, 90.0)
-    if acquisition.table == "none":
-        return
-    curve = rng.uniform(0.0004, 0.0011)
-    depth = (grid.y - back + curve * grid.x.square() - 3.0) + torch.zeros_like(
-        grid.z
-    )  # (1, H, W) below the mattress's top
-    half = (grid.x.abs() - rng.uniform(200.0, 230.0)).clamp(min=-1.0)
+    gap, cloth_hu, curve = rng.uniform(3.0, 8.0), rng.uniform(20.0, 90.0), rng.uniform(0.0004, 0.0011)
     thick = 1.5 if acquisition.table == "thin" else 3.0
-    mattress = torch.maximum((depth - 8.0).abs() - 8.0, half)
-    shell = torch.maximum((depth - 18.0).abs() - thick, half)
-    bottom = torch.maximum((depth - rng.uniform(38.0, 60.0)).abs() - thick, half)
-    for distance, hu in ((mattress, -935.0), (shell, rng.uniform(-550.0, 50.0)), (bottom, rng.uniform(-600.0, 0.0))):
-        alpha = grid.soft(distance) * air
-        body.hu += alpha * (hu - body.hu)
-        body.organs.masked_fill_((alpha >= 0.5) & (body.organs == 0), ORGAN_ID["table"])
+    depth = (grid.y - back + curve * grid.x.square() - 3.0)[0]  # (H, W) below the mattress's top
+    half = (grid.x[0].abs() - rng.uniform(200.0, 230.0)).clamp(min=-1.0)
+    layers = (  # top, half thickness, HU
+        (8.0, 8.0, -935.0),
+        (18.0, thick, rng.uniform(-550.0, 50.0)),
+        (rng.uniform(38.0, 60.0), thick, rng.uniform(-600.0, 0.0)),
+    )
+    shares = [grid.soft(torch.maximum((depth - top).abs() - size, half)) for top, size, _ in layers]
+    for slab in grid.slabs():
+        hu, organs = body.hu[slab], body.organs[slab]
+        air = hu < -900.0
+        cloth = (body.skin[slab] - gap - 3.0 * body.textures["coarse"][slab]).abs_().sub_(0.4)
+        hu += grid.soft(cloth, 1.5 * grid.edge_mm).mul_(air).mul_(cloth_hu)
+        if acquisition.table == "none":
+            continue
+        for share, (_, _, layer_hu) in zip(shares, layers, strict=True):
+            alpha = share * air
+            hu += alpha * (layer_hu - hu)
+            organs.masked_fill_((alpha >= 0.5) & (organs == 0), ORGAN_ID["table"])
 
 
 def blur(values: Tensor, axis: int, sigma_voxels: float) -> Tensor:
