@@ -285,6 +285,14 @@ def test_a_finding_has_its_hu(name: str, low: float, high: float) -> None:
     assert low < float(phantom.hu[phantom.segmentation == FINDING_ID[name]].float().median()) < high
 
 
+@pytest.mark.parametrize("seed", [3, 31])
+def test_a_large_heart_stays_inside_the_ribs(seed: int) -> None:
+    phantom = alone("Cardiomegaly", seed)
+    heart = (phantom.organs == ORGAN_ID["heart"]).nonzero()
+    sternum = (phantom.organs == ORGAN_ID["sternum"]).nonzero()
+    assert heart[:, 1].min() > sternum[:, 1].min()
+
+
 def test_cardiomegaly_widens_the_heart() -> None:
     def width(phantom: Phantom) -> int:
         across = (phantom.organs == ORGAN_ID["heart"]).any(0).any(0).nonzero()

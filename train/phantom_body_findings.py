@@ -59,7 +59,7 @@ def draw_pericardial_effusion(scene: Scene) -> None:
     c, centre = scene.grid.at(part.box), heart_centre(scene.body)
     lower = ((c.y - float(centre[1])) * 0.006 - (c.z - float(centre[0])) * 0.006 + 0.75).clamp_(0.25, 1.15)
     shell = torch.maximum(part.distance - thick * lower, 0.3 - part.distance)
-    shell = torch.maximum(shell, scene.body.diaphragm[part.box] - 4.0)
+    shell = torch.maximum(shell, torch.maximum(scene.body.diaphragm[part.box] - 4.0, scene.body.cavity[part.box] + 1.5))
     alpha = scene.grid.soft(shell) * scene.organ_is(part.box, (*SOFT_PLACES, "liver", "stomach"))
     scene.blend(part.box, alpha * min(1.0, 0.4 + thick / scene.grid.edge_mm), hu)
     named = describe(

@@ -140,9 +140,29 @@ def aorta_line(body: Body) -> tuple[np.ndarray, list[float]]:
     return body.points("aorta", [*AORTA_ARCH, *AORTA_DOWN], 1.5), [radius * wide for radius in AORTA_RADII]
 
 
+def measure_heart(body: Body) -> Part | None:
+    """Distance to the heart: the ventricles' ellipsoid and the right atrium that bulges to the right."""
+    z, y, x = (float(value) for value in heart_centre(body))
+    radii = heart_radii(body)
+    scale = radii[0] / 67.0
+    box = body.grid.box(*bounds((z, y, x), [radii[0] + 12.0] * 3))
+    if box is None:
+        return None
+    c = body.grid.at(box)
+    atrium = ellipsoid(
+        c, (z + 6.0 * scale, y + 8.0 * scale, x - 38.0 * scale), (37.0 * scale, 30.0 * scale, 27.0 * scale)
+    )
+    base = ellipsoid(
+        c, (z + 18.0 * scale, y + 22.0 * scale, x - 4.0 * scale), (30.0 * scale, 23.0 * scale, 36.0 * scale)
+    )
+    both = smooth_min(smooth_min(ellipsoid(c, (z, y, x), radii, HEART_AXES), atrium, 14.0), base, 10.0)
+    return Part(box, torch.maximum(both + 1.5 * body.textures["coarse"][box], body.cavity[box] + 2.5))
+
+
 def measure_mediastinum(body: Body) -> None:
     """Distances of everything that stands between the lungs; drawn later, after the lungs."""
     p, d = body.points, body.parts
+    d["heart"] = measure_heart(body)
     trunk, radii = aorta_line(body)
     iliac = [(-216, 10, 3), (-245, 16, 24), (-290, 30, 48)], [(-216, 10, 3), (-245, 18, -18), (-290, 32, -44)]
     branches = [
@@ -234,7 +254,7 @@ def draw_lungs(body: Body) -> None:
     )
     behind = torch.maximum(c.x.abs() - radius - 10.0, spine_y + 8.0 - c.y)
     middle = smooth_min(smooth_min(column, vertebra, 8.0), behind, 10.0)
-    middle = smooth_min(middle, heart(body, grid.at(box)) - 3.0, 10.0)
+    middle = smooth_min(middle, body.within("heart", box) - 3.0, 10.0)
     for name, fat_mm in (("aorta", 2.0), ("pulmonary_artery", 1.5), ("superior_vein", 2.0), ("inferior_vein", 1.0)):
         middle = smooth_min(middle, body.within(name, box) - fat_mm, 4.0)
     if body.changes.hernia_mm:
@@ -271,20 +291,6 @@ def lobes(c: Coordinates, bend: Tensor) -> tuple[Tensor, Tensor]:
     return lobe, fissure
 
 
-def heart(body: Body, c: Coordinates) -> Tensor:
-    """Distance to the heart: the ventricles' ellipsoid and the right atrium that bulges to the right."""
-    z, y, x = (float(value) for value in heart_centre(body))
-    radii = heart_radii(body)
-    scale = radii[0] / 67.0
-    atrium = ellipsoid(
-        c, (z + 6.0 * scale, y + 8.0 * scale, x - 38.0 * scale), (37.0 * scale, 30.0 * scale, 27.0 * scale)
-    )
-    base = ellipsoid(
-        c, (z + 18.0 * scale, y + 22.0 * scale, x - 4.0 * scale), (30.0 * scale, 23.0 * scale, 36.0 * scale)
-    )
-    return smooth_min(smooth_min(ellipsoid(c, (z, y, x), radii, HEART_AXES), atrium, 14.0), base, 10.0)
-
-
 def hernia_centre(body: Body) -> Point:
     return (8.0 + 0.15 * body.changes.hernia_mm, 22.0, 12.0)
 
@@ -315,17 +321,13 @@ def draw_mediastinum(body: Body) -> None:
 def draw_heart(body: Body) -> None:
     """Four chambers in muscle, a little fat in the grooves."""
     grid, tissue = body.grid, body.tissue
-    centre, radii = heart_centre(body), heart_radii(body)
-    reach = [max(radii) + 12.0] * 3
-    box = grid.box(*bounds(centre, reach))
-    if box is None:
+    part = body.parts["heart"]
+    if part is None:
         return
-    c = grid.at(box)
-    bend = body.textures["coarse"][box] * 1.5
-    surface = heart(body, c) + bend
-    body.parts["heart"] = Part(box, surface)
+    box, surface = part
+    c, centre, scale_mm = grid.at(box), heart_centre(body), heart_radii(body)[0]
     body.paint(box, surface, tissue["myocardium"], "heart")
-    scale = radii[0] / 67.0
+    scale = scale_mm / 67.0
 
     def chamber(at: Point, size: Point, name: str, rotated: bool) -> None:
         sized = tuple(value * scale for value in size)

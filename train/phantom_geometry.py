@@ -211,14 +211,20 @@ class Grid:
 
 def ellipsoid(c: Coordinates, centre: Point, radii: Point, axes: np.ndarray | None = None) -> Tensor:
     """Distance to an ellipsoid; `axes` (3, 3) holds its unit axes as rows of (z, y, x)."""
-    p: Sequence[Tensor] = [c.z - centre[0], c.y - centre[1], c.x - centre[2]]
-    if axes is not None:
-        p = [p[0] * float(row[0]) + p[1] * float(row[1]) + p[2] * float(row[2]) for row in axes]
-    q = [value * (1.0 / radius) for value, radius in zip(p, radii, strict=True)]
-    k0 = (q[0].square() + q[1].square() + q[2].square()).sqrt_()
-    q = [value * (1.0 / radius) for value, radius in zip(q, radii, strict=True)]
-    k1 = (q[0].square() + q[1].square() + q[2].square()).sqrt_().clamp_(min=1e-4)
-    return k0 * (k0 - 1.0) / k1
+    squares = []
+    for axis, radius in enumerate(radii):
+        if axes is None:
+            along = (c.z, c.y, c.x)[axis] - centre[axis]
+        else:
+            z, y, x = (float(value) for value in axes[axis])
+            along = (c.z * z).add_(c.y, alpha=y).add_(c.x, alpha=x)
+            along.sub_(z * centre[0] + y * centre[1] + x * centre[2])
+        squares.append(along.mul_(1.0 / radius).square_())
+    gradient = (
+        (squares[0] * radii[0] ** -2).add_(squares[1], alpha=radii[1] ** -2).add_(squares[2], alpha=radii[2] ** -2)
+    )
+    k = (squares[0].add_(squares[1])).add_(squares[2]).sqrt_()
+    return (k - 1.0).mul_(k).div_(gradient.sqrt_().clamp_(min=1e-4))
 
 
 def axes_along(direction: Point) -> np.ndarray:

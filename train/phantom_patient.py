@@ -67,7 +67,7 @@ class PhantomRanges:
     coverage_mm: Range = (340.0, 430.0)
     centre_z_mm: Range = (-25.0, 25.0)
     slice_thickness_mm: Range = (1.0, 3.0)
-    noise_hu: Range = (6.0, 28.0)
+    noise_hu: Range = (5.0, 24.0)
     sharp_probability: float = 0.35
     soft_sigma_mm: Range = (0.5, 0.9)
     sharpening: Range = (0.4, 1.0)
