@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/python -m ctfm demo $(SCAN)
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from .configuration_ctfm import CTFMVisionConfig
-from .drawing_ctfm import INTENSITY_WINDOWS, draw_planes, join, principal_components
-from .image_processing_ctfm import SPACING_PRESETS, CTFMImageProcessor
+from .image_processing_ctfm import SPACING_PRESETS, CTFMBatchFeature, CTFMImageProcessor
 from .modeling_ctfm import CTFMModel, CTFMVisionModel
 from .volume_ctfm import AmbiguousSeriesError, Volume, VolumeError, list_series, read_volume
 
@@ -150,9 +149,9 @@ def embed_scan(
     series_uid: str | None,
     spacing: str | None,
     dense: bool,
-) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """One scan's features and its facts for the manifest."""
-    inputs = processor(scan, spacing=spacing, series_uid=series_uid)
+    inputs = processor.preprocess(scan, spacing=spacing, series_uid=series_uid)
     vision = model.vision_model if isinstance(model, CTFMModel) else model
     tensors = {key: value.to(model.device) for key, value in inputs.items()}
     output = vision(**tensors, output_dense_features=dense)
@@ -232,7 +231,7 @@ class Manifest:
         row = self.rows.get((str(scan), series_uid or ""), {})
         return row.get("status") == "done" and row.get("features") == features
 
-    def add(self, row: dict[str, object]) -> None:
+    def add(self, row: Mapping[str, object]) -> None:
         full = {name: str(row.get(name, "")) for name in MANIFEST_FIELDS}
         self.rows[full["scan"], full["series"]] = full
         with self.path.open("a", newline="") as file:
@@ -277,7 +276,7 @@ def demo(scan: Path | None, out: Path, model_id: str, series_uid: str | None, sp
     with timed(stages, "load model"):
         model, processor, name = load(model_id)
     with timed(stages, "preprocess"):
-        inputs = processor(volume, spacing=spacing)
+        inputs = processor.preprocess(volume, spacing=spacing)
     vision = model.vision_model if isinstance(model, CTFMModel) else model
     with timed(stages, "encode"), torch.inference_mode():
         output = vision(**inputs, output_dense_features=True)
@@ -311,10 +310,15 @@ def write_phantom(folder: Path) -> None:
     write_dicom_series(phantom.hu.numpy(), phantom.affine, folder)
 
 
-def draw_demo(volume: Volume, inputs, dense: torch.Tensor, processor: CTFMImageProcessor, out: Path) -> None:
+def draw_demo(
+    volume: Volume, inputs: CTFMBatchFeature, dense: torch.Tensor, processor: CTFMImageProcessor, out: Path
+) -> None:
+    from .drawing_ctfm import INTENSITY_WINDOWS, draw_planes, join, principal_components
+
     windows = ("mediastinum", "lung", "bone")
     join([draw_planes(volume, INTENSITY_WINDOWS[name]) for name in windows], across=False).save(out / "planes.png")
-    body = torch.nn.functional.adaptive_avg_pool3d(inputs.pixel_values[0, :, 0], dense.shape[2:5]) > 0.05
+    depth, height, width = dense.shape[2:5]
+    body = torch.nn.functional.adaptive_avg_pool3d(inputs.pixel_values[0, :, 0], (depth, height, width)) > 0.05
     colours = principal_components(dense[0], body)
     channels = [processor.to_patient_space(channel[None], inputs)[0] for channel in colours.unbind(-1)]
     draw_planes(volume, colours=channels).save(out / "components.png")

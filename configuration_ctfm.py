@@ -3,6 +3,7 @@ Hounsfield units belong to the image processor."""
 
 import math
 from dataclasses import field
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -110,7 +111,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
-        if self.global_config is not None and self.global_config.input_size is None:
+        if isinstance(self.global_config, CTFMGlobalConfig) and self.global_config.input_size is None:
             self.global_config.input_size = 2 * self.hidden_size
 
     def validate_architecture(self) -> None:
@@ -128,7 +129,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def feature_size(self) -> int:
         """Channels of a scan's feature."""
-        return 2 * (self.hidden_size if self.global_config is None else self.global_config.hidden_size)
+        return 2 * getattr(self.global_config, "hidden_size", self.hidden_size)
 
 
 @strict
@@ -147,7 +148,7 @@ class CTFMConfig(PreTrainedConfig):
 
     model_type = "ctfm"
     sub_configs_defaults = {
-        "vision_config": CTFMVisionConfig,
+        "vision_config": SubConfigSpec(CTFMVisionConfig),
         "text_config": SubConfigSpec(AutoConfig, model_type="bert"),
     }
 
@@ -175,6 +176,15 @@ class CTFMConfig(PreTrainedConfig):
             "zero-shot-image-classification": {"impl": "pipeline_ctfm.CTFMZeroShotPipeline", "pt": ["AutoModel"]}
         }
     )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> "CTFMConfig":
+        """Also takes the config of a `CTFMVisionModel`, so that heads grow on a scan encoder without a text tower."""
+        if config_dict.get("model_type") == CTFMVisionConfig.model_type:
+            config_dict = {"vision_config": config_dict, "dtype": config_dict.get("dtype")}
+        elif config_dict.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(f'This is the config of a "{config_dict["model_type"]}" model, and none of CTFM.')
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self) -> None:
         if self.text_pooling not in ("mean", "last"):

@@ -4,14 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .volume_ctfm import Volume
-
-try:
-    from PIL import Image, ImageDraw, ImageFont
-except ImportError:
-    Image = ImageDraw = ImageFont = None
 
 INTENSITY_WINDOWS = {"lung": (-1350.0, 150.0), "mediastinum": (-160.0, 240.0), "bone": (-500.0, 1300.0)}
 PLANES = ("axial", "coronal", "sagittal")
@@ -46,7 +42,7 @@ def draw_planes(
     opacity: float = 0.55,
     centre: tuple[int, int, int] | None = None,
     height: int = 360,
-) -> "Image.Image":
+) -> Image.Image:
     """Axial, coronal and sagittal plane side by side, as a radiologist holds them: head up, patient's right on the left.
 
     Args:
@@ -55,8 +51,6 @@ def draw_planes(
         centre: voxel through which the planes go; the middle of the scan by default.
         height: of the picture, in pixels.
     """
-    if Image is None:
-        raise ImportError('Pictures need Pillow: pip install "ctfm[io]"')
     centre = centre or tuple(size // 2 for size in volume.hu.shape)
     low, high = intensity_window
     tiles = []
@@ -81,7 +75,7 @@ def cut_plane(array: np.ndarray, axis: int, index: int) -> np.ndarray:
     return plane if axis == 0 else plane[::-1]
 
 
-def write_letters(tile: "Image.Image", letters: tuple[str, str, str, str]) -> None:
+def write_letters(tile: Image.Image, letters: tuple[str, str, str, str]) -> None:
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(size=14)
     top, bottom, left, right = letters
     width, height = tile.size
@@ -94,7 +88,7 @@ def write_letters(tile: "Image.Image", letters: tuple[str, str, str, str]) -> No
         pen.text(place, text, fill=(255, 214, 90), font=font, anchor=anchor, stroke_width=1, stroke_fill=(0, 0, 0))
 
 
-def join(tiles: Sequence["Image.Image"], across: bool, gap: int = 6) -> "Image.Image":
+def join(tiles: Sequence[Image.Image], across: bool, gap: int = 6) -> Image.Image:
     """Pictures beside or below each other on black."""
     widths, heights = [tile.width for tile in tiles], [tile.height for tile in tiles]
     gaps = gap * (len(tiles) - 1)

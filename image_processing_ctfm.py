@@ -7,7 +7,6 @@ freedom the grid is laid so that the body falls into as few crops as possible, s
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import TensorType
 
 from .volume_ctfm import Source, Volume, read_volume
-
-Triple = tuple[int, int, int]
 
 SPACING_PRESETS: dict[str, tuple[float, float, float] | None] = {
     "scan": (1.5, 0.75, 0.75),  # SPECTRE's report alignment; whole-scan features
@@ -33,12 +30,12 @@ SPACING_PRESETS: dict[str, tuple[float, float, float] | None] = {
 class CropGeometry:
     """Where a scan's crops lie on it. Along every axis, grid voxel `i` has its centre on scan voxel `offset + step * i`."""
 
-    shape: Triple  # of the scan's hu
+    shape: tuple[int, ...]  # of the scan's hu
     affine: np.ndarray  # (4, 4), scan voxel (d, h, w, 1) -> RAS+ mm
-    crop_size: Triple
-    crop_grid: Triple
-    offset: tuple[float, float, float]
-    step: tuple[float, float, float]
+    crop_size: tuple[int, ...]
+    crop_grid: tuple[int, ...]
+    offset: tuple[float, ...]
+    step: tuple[float, ...]
 
     @property
     def grid_affine(self) -> np.ndarray:
@@ -92,7 +89,7 @@ class CTFMImageProcessor(BaseImageProcessor):
 
     def preprocess(
         self,
-        images: Source | Sequence[Source],
+        images: Source | list[Source],
         spacing: Sequence[float] | str | None = None,
         series_uid: str | None = None,
         segmentations: Sequence[np.ndarray] | None = None,
@@ -112,7 +109,7 @@ class CTFMImageProcessor(BaseImageProcessor):
         Raises:
             VolumeError: a scan that cannot be read safely.
         """
-        scans = [images] if isinstance(images, str | Path | Volume | tuple) else list(images)
+        scans = list(images) if isinstance(images, list) else [images]
         if not scans:
             raise ValueError("No scan was given.")
         volumes = tuple(scan if isinstance(scan, Volume) else read_volume(scan, series_uid) for scan in scans)

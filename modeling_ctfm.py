@@ -9,6 +9,9 @@ Shapes: `b` batch, `g` crops in a scan, `c` channels, `D H W` voxels of a crop, 
 (depth to the head, height to the back, width to the patient's left); crops, patches and voxels run width fastest.
 """
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# transformers declares sub-configs and outputs as optional or as plain dictionaries; here they are what they were built as.
+
 import math
 import os
 import shutil
@@ -228,7 +231,7 @@ class CTFMPreTrainedModel(PreTrainedModel):
     config_class = CTFMConfig
     base_model_prefix = "ctfm"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["CTFMPatchEmbeddings", "CTFMLayer"]
     _supports_sdpa = True
@@ -296,7 +299,7 @@ class CTFMLocalModel(CTFMPreTrainedModel):
     config: CTFMVisionConfig
     config_class = CTFMVisionConfig
     base_model_prefix = "local_model"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _can_record_outputs = {"hidden_states": CTFMLayer, "attentions": CTFMAttention}
 
     def __init__(self, config: CTFMVisionConfig):
@@ -377,7 +380,7 @@ class CTFMBackbone(BackboneMixin, CTFMPreTrainedModel):
     config: CTFMVisionConfig
     config_class = CTFMVisionConfig
     base_model_prefix = "vision_model"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^(vision_model\.)?global_model", r"^text_", r"^visual_", r"^logit_"]
 
     def __init__(self, config: CTFMVisionConfig):
@@ -393,7 +396,7 @@ class CTFMBackbone(BackboneMixin, CTFMPreTrainedModel):
     @filter_output_hidden_states
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         kwargs["output_hidden_states"] = True
-        output = self.local_model(pixel_values, **kwargs)
+        output = self.local_model(pixel_values, return_dict=True, **kwargs)
         grid = [s // p for s, p in zip(pixel_values.shape[2:], self.config.patch_size, strict=True)]
         maps = []
         for name, states in zip(self.stage_names, output.hidden_states, strict=True):
@@ -415,7 +418,7 @@ class CTFMGlobalModel(CTFMPreTrainedModel):
     config_class = CTFMGlobalConfig
     base_model_prefix = "global_model"
     main_input_name = "descriptors"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _can_record_outputs = {"hidden_states": CTFMLayer, "attentions": CTFMAttention}
 
     def __init__(self, config: CTFMGlobalConfig):
@@ -472,7 +475,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
     config: CTFMVisionConfig
     config_class = CTFMVisionConfig
     base_model_prefix = "vision_model"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
 
     def __init__(self, config: CTFMVisionConfig):
@@ -518,7 +521,9 @@ class CTFMVisionModel(CTFMPreTrainedModel):
         if self.config.global_config is None:
             output = BaseModelOutputWithPooling(pooler_output=largest(descriptors.flatten(1, 2), mask))
         else:
-            output = self.global_model(descriptors.flatten(1, 2), self.descriptor_coordinates(crop_grid, g), mask)
+            output = self.global_model(
+                descriptors.flatten(1, 2), self.descriptor_coordinates(crop_grid, g), mask, return_dict=True
+            )
         return CTFMVisionOutput(
             last_hidden_state=output.last_hidden_state,
             pooler_output=output.pooler_output,
@@ -551,7 +556,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
         lead = pixel_values.shape[:2]
         crops = pixel_values.flatten(0, 1)  # -> (b*g, c, D, H, W)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            output = self.local_model(crops, **kwargs)
+            output = self.local_model(crops, return_dict=True, **kwargs)
             output.pooler_output = output.pooler_output.unflatten(0, lead)
             output.last_hidden_state = output.last_hidden_state.unflatten(0, lead)
             for name in ("hidden_states", "attentions"):
@@ -566,7 +571,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
         slots = torch.where(occupied, occupied.cumsum(0) - 1, len(chosen) - 1)
         chunks = []
         for indices in chosen.split(self.config.crops_per_chunk):
-            chunk = self.local_model(crops[indices], **kwargs)
+            chunk = self.local_model(crops[indices], return_dict=True, **kwargs)
             if not output_tokens:
                 chunk.last_hidden_state = None
             chunks.append(chunk)
@@ -663,7 +668,7 @@ class CTFMModel(CTFMPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CTFMVisionOutput:
         """The vision tower's output with `pooler_output` `(b, projection_dim)` in the joint space, not normalised."""
-        output = self.vision_model(pixel_values, crop_grid, crop_mask, **kwargs)
+        output = self.vision_model(pixel_values, crop_grid, crop_mask, return_dict=True, **kwargs)
         output.pooler_output = self.visual_projection(output.pooler_output)
         return output
 
@@ -672,7 +677,7 @@ class CTFMModel(CTFMPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """The text tower's output with `pooler_output` `(texts, projection_dim)` in the joint space, not normalised."""
-        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         pooled = pool_text(output.last_hidden_state, attention_mask, self.config.text_pooling)
         return BaseModelOutputWithPooling(
             last_hidden_state=output.last_hidden_state,
@@ -702,9 +707,14 @@ class CTFMModel(CTFMPreTrainedModel):
             output_dense_features: fill `vision_model_output.dense_features`.
         """
         image = self.get_image_features(
-            pixel_values, crop_grid, crop_mask, output_dense_features=output_dense_features, **kwargs
+            pixel_values,
+            crop_grid,
+            crop_mask,
+            output_dense_features=output_dense_features,
+            return_dict=True,
+            **kwargs,
         )
-        text = self.get_text_features(input_ids, attention_mask, **kwargs)
+        text = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         image_embeds = nn.functional.normalize(image.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text.pooler_output, dim=-1)
         logits_per_text = text_embeds @ image_embeds.t() * self.logit_scale.exp() + self.logit_bias
@@ -741,7 +751,8 @@ def pool_text(hidden_states: Tensor, attention_mask: Tensor | None, pooling: str
 class CTFMForImageClassification(CTFMPreTrainedModel):
     """Findings of a scan: one logit a finding, named in `config.id2label`."""
 
-    input_modalities = ("image",)
+    base_model_prefix = "vision_model"
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
 
     def __init__(self, config: CTFMConfig):
@@ -769,7 +780,7 @@ class CTFMForImageClassification(CTFMPreTrainedModel):
             labels: `(b, findings)`, 1 present, 0 absent, NaN not stated; the loss is the mean binary cross entropy over
                 what is stated. With another `config.problem_type`, what `transformers` defines for it.
         """
-        output = self.vision_model(pixel_values, crop_grid, crop_mask, **kwargs)
+        output = self.vision_model(pixel_values, crop_grid, crop_mask, return_dict=True, **kwargs)
         logits = self.classifier(output.pooler_output)
         loss = None
         if labels is not None and self.config.problem_type == "multi_label_classification":
@@ -828,7 +839,8 @@ class CTFMFineDecoder(nn.Module):
 class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
     """A label for every voxel of every crop; `CTFMImageProcessor.to_patient_space` brings them back to the scan."""
 
-    input_modalities = ("image",)
+    base_model_prefix = "vision_model"
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
 
     def __init__(self, config: CTFMConfig):
@@ -863,7 +875,9 @@ class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
         Returns:
             `logits` `(b, g, labels, D, H, W)`.
         """
-        output = self.vision_model(pixel_values, crop_grid, crop_mask, output_dense_features=True, **kwargs)
+        output = self.vision_model(
+            pixel_values, crop_grid, crop_mask, output_dense_features=True, return_dict=True, **kwargs
+        )
         b, g = pixel_values.shape[:2]
         context = output.last_hidden_state[:, 1:].unflatten(1, (g, -1)).mean(2)  # (b, 1 + g*t, e) -> (b, g, e)
         crops = pixel_values.flatten(0, 1).to(self.decoder.stem1.weight.dtype)

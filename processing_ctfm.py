@@ -20,7 +20,7 @@ class CTFMProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Source | Sequence[Source] | None = None,
+        images: Source | list[Source] | None = None,
         text: str | Sequence[str] | None = None,
         return_tensors: str | TensorType | None = "pt",
         max_length: int | None = None,

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -347,3 +348,41 @@ def test_segmentation_in_chunks_equals_all_at_once() -> None:
 def test_impossible_architectures_are_refused_with_the_value(change: dict, message: str) -> None:
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         CTFMVisionConfig(**change)
+
+
+@pytest.mark.parametrize("head", [CTFMForImageClassification, CTFMForSemanticSegmentation])
+def test_heads_grow_on_a_scan_encoder_without_a_text_tower(head: type, tmp_path: Path) -> None:
+    encoder = vision_model()
+    encoder.save_pretrained(tmp_path)
+    model, loading = head.from_pretrained(tmp_path, num_labels=5, output_loading_info=True)
+    assert model.config.num_labels == 5
+    assert not loading["unexpected_keys"]
+    assert not [key for key in loading["missing_keys"] if key.startswith("vision_model")]
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(model.vision_model.state_dict()[key], value), key
+
+
+def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
+    Qwen3Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match='"qwen3"'):
+        CTFMConfig.from_pretrained(tmp_path)
+
+
+def test_outputs_come_as_a_tuple_where_the_config_says_so() -> None:
+    torch.manual_seed(0)
+    model = CTFMModel(tiny_config()).eval()
+    arguments = (tiny_crops(), torch.randint(1, 100, (2, 5)), GRID)
+    with torch.no_grad():
+        named = model(*arguments)
+        model.config.return_dict = model.config.vision_config.return_dict = False
+        assert torch.equal(model(*arguments)[0], named.logits_per_image)
+
+
+@torch.no_grad()
+def test_eight_bit_products_stay_close() -> None:
+    model = vision_model(hidden_size=96, intermediate_size=384)
+    pixel_values = tiny_crops()
+    exact = model(pixel_values, GRID).pooler_output
+    model.to_int8()
+    cosine = torch.nn.functional.cosine_similarity(exact, model(pixel_values, GRID).pooler_output)
+    assert cosine.min() > 0.99
