@@ -4,6 +4,7 @@ Uncompressed pixels are read straight from their place in the file. RLE is decod
 by GDCM (BSD) through pydicom's plugins. Sizes are compared with what the file holds before anything is decoded.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 from .scan_ctfm import AIR_HU, DamagedFileError, UnsupportedFormatError
 
 try:
+    from pydicom.encaps import generate_frames
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 except ImportError:  # read_dicom says so before it comes to pixels
@@ -44,6 +46,9 @@ SYNTAX_NAMES = {
 }
 MAX_INFLATED_BYTES = 4 * 2**30
 JPEG_SIZES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+
+
+SAMPLING = re.compile(rb"[\x11-\x14\x21-\x24\x31-\x34\x41-\x44]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +187,9 @@ def _read_compressed(layout: PixelLayout) -> Iterator[np.ndarray]:
         raise DamagedFileError(
             "fewer compressed frames than announced", file=name, value=f"{len(fragments) - 1} of {layout.num_frames}"
         )
-    for at, size in fragments[1:]:
-        _check_codestream(content[at : at + min(size, 4096)], layout)
+    if layout.transfer_syntax != RLE:
+        for frame in generate_frames(content, number_of_frames=layout.num_frames):
+            _check_codestream(frame, layout)
     decoder = get_decoder(UID(layout.transfer_syntax))
     if not decoder.is_available:
         raise UnsupportedFormatError(
@@ -243,25 +249,92 @@ def _fragments(content: bytes, file: str) -> list[tuple[int, int]]:
 
 
 def _check_codestream(stream: bytes, layout: PixelLayout) -> None:
-    """Rows and columns in the header must be those of the picture: decoders trust the header with memory."""
-    size = None
-    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 24:  # JPEG 2000: SIZ
-        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-        size = (bottom - top, right - left)
-    elif stream.startswith(b"\xff\xd8"):
-        at = 2
-        while at + 9 <= len(stream) and stream[at] == 0xFF:
-            marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
-            if marker in JPEG_SIZES:
-                size = struct.unpack(">HH", stream[at + 5 : at + 9])
-                break
-            at += 2 + length
-    if size is not None and size != (layout.rows, layout.columns):
+    """The picture must be what the header says and its JPEG segments sound: decoders trust the header with memory, and
+    GDCM ends the whole process where they are not."""
+    shape = _codestream_shape(stream)
+    depths = {(bits + 7) // 8 for bits in (layout.bits_stored, layout.bits_allocated)}
+    if (
+        shape is None
+        or shape[:2] != (layout.rows, layout.columns)
+        or (shape[2] + 7) // 8 not in depths
+        or shape[3] != 1
+    ):
         raise DamagedFileError(
-            "rows and columns in the header are not those of the compressed picture",
+            "the compressed picture is not what the header says (rows, columns, bits, components)",
             file=layout.path.name,
-            value=f"{layout.rows} x {layout.columns} instead of {size[0]} x {size[1]}",
+            value=f"{(layout.rows, layout.columns, layout.bits_stored, 1)} instead of {shape}",
         )
+    if layout.transfer_syntax in JPEG and not _is_sound_jpeg(stream):
+        raise DamagedFileError("the compressed picture is damaged", file=layout.path.name)
+
+
+def _codestream_shape(stream: bytes) -> tuple[int, int, int, int] | None:
+    """Rows, columns, bits and components, from the JPEG 2000 SIZ or the JPEG SOF marker; None where there is none."""
+    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 43:
+        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
+        return bottom - top, right - left, (stream[42] & 0x7F) + 1, int.from_bytes(stream[40:42], "big")
+    for marker, segment, _ in _jpeg_segments(stream):
+        if marker in JPEG_SIZES and len(segment) >= 6:
+            rows, columns = struct.unpack(">HH", segment[1:5])
+            return rows, columns, segment[0], segment[5]
+    return None
+
+
+def _jpeg_segments(stream: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """(marker, content, end) of each segment up to the first scan."""
+    at = 2 if stream.startswith(b"\xff\xd8") else len(stream)
+    while at + 4 <= len(stream) and stream[at] == 0xFF:
+        marker, end = stream[at + 1], at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        yield marker, stream[at + 4 : end], end
+        if marker == 0xDA:
+            return
+        at = end
+
+
+def _is_sound_jpeg(stream: bytes) -> bool:
+    """One sequential Huffman scan of one component with complete tables, and nothing after it but the end marker."""
+    tables: set[int] = set()
+    frames = 0
+    for marker, segment, end in _jpeg_segments(stream):
+        if marker in JPEG_SIZES:
+            frames += 1
+            if marker not in (0xC0, 0xC1, 0xC3) or len(segment) != 9 or not SAMPLING.fullmatch(segment[7:8]):
+                return False
+        elif marker == 0xC4:
+            found = _huffman_tables(segment)
+            if not found:
+                return False
+            tables |= found
+        elif marker == 0xDB:
+            if len(segment) not in (65, 130, 195, 260, 129, 258):
+                return False
+        elif marker == 0xDA:
+            sound = len(segment) == 6 and segment[0] == 1 and segment[2] >> 4 in tables and frames == 1
+            rest = re.search(rb"\xff+[^\x00\xff\xd0-\xd7]", stream[end:])
+            return sound and rest is not None and rest.group().endswith(b"\xd9")
+        elif not (0xE0 <= marker <= 0xEF or marker in (0xFE, 0xDD)):
+            return False
+    return False
+
+
+def _huffman_tables(segment: bytes) -> set[int]:
+    """Numbers (class x 16 + slot) of the tables in a DHT segment; empty where one is no prefix code."""
+    tables: set[int] = set()
+    while segment:
+        counts = segment[1:17]
+        free = 1
+        for count in counts:
+            free = 2 * free - count
+            if free < 0:
+                return set()
+        symbols = segment[17 : 17 + sum(counts)]
+        if len(counts) < 16 or len(symbols) < sum(counts) or segment[0] & 0xEC or sum(counts) > 256:
+            return set()
+        if segment[0] < 16 and any(symbol > 16 for symbol in symbols):
+            return set()
+        tables.add(segment[0])
+        segment = segment[17 + sum(counts) :]
+    return tables
 
 
 def to_hounsfield(stored: np.ndarray, slope: float, intercept: float, padding: tuple[int, int] | None) -> np.ndarray:

@@ -197,8 +197,12 @@ def _element_type(types: dict[str, str], name: str, file: str) -> str:
 
 def _data_path(name: str, header: Path, folder: Path) -> Path:
     """A detached data file: a plain file inside the folder of its header."""
+    if not name or any(char in name for char in "\0\\:"):
+        raise UnsafeFileError(
+            "the data file lies outside the folder of its header, or has no plain name", file=header.name
+        )
     target = (header.parent / name).resolve()
-    if "\\" in name or ":" in name or not target.is_relative_to(folder.resolve()):
+    if not target.is_relative_to(folder.resolve()):
         raise UnsafeFileError("the data file lies outside the folder of its header", file=header.name)
     if not target.is_file():
         raise DamagedFileError("the data file that the header names is missing", file=header.name, value=target.name)

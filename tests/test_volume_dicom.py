@@ -610,6 +610,32 @@ def test_damaged_compressed_pixels_are_refused(tmp_path: Path, name: str) -> Non
         read_volume(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "marker", "at"),
+    [
+        ("JPEGLSLossless", b"\xff\xf7\x00\x0b", 4),  # precision
+        ("JPEG2000Lossless", b"\xff\x51\x00\x29", 40),  # precision
+        ("JPEGLosslessProcess14_1", b"\xff\xc3\x00\x0b", 4),  # precision
+        ("JPEGLosslessProcess14_1", b"\xff\xc3\x00\x0b", 9),  # components
+        ("JPEGLosslessProcess14_1", b"\xff\xc4\x00", 3),  # length of the Huffman table
+        ("JPEGLosslessProcess14_1", b"\xff\xc4\x00", 6),  # counts of the Huffman table
+        ("JPEGLosslessProcess14_1", b"\xff\xda\x00", 6),  # number of the Huffman table
+    ],
+)
+def test_a_picture_that_would_end_the_process_inside_gdcm_is_refused(
+    tmp_path: Path, name: str, marker: bytes, at: int
+) -> None:
+    gdcm = pytest.importorskip("gdcm")
+    write(tmp_path, hu=HU[:3])
+    for path in tmp_path.iterdir():
+        compress_with_gdcm(path, getattr(gdcm.TransferSyntax, name), True)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(marker, 0, content.rindex(b"\xe0\x7f\x10\x00") + 400) + at] ^= 0x55
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="compressed picture"):
+        read_volume(tmp_path)
+
+
 def as_enhanced(folder: Path, order: list[int]) -> FileDataset:
     """One enhanced multi-frame file with the slices of a series as frames, in the given order."""
     slices = [pydicom.dcmread(folder / f"slice{index:04d}.dcm") for index in order]

@@ -302,7 +302,7 @@ def test_big_endian_metaimage_and_nrrd_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.raw", "/etc/hostname", "sub/../../outside.raw", "..\\outside.raw", "C:\\x.raw"]
+    "name", ["../outside.raw", "/etc/hostname", "sub/../../outside.raw", "..\\outside.raw", "C:\\x.raw", "a\0b"]
 )
 @pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
 def test_a_data_file_outside_the_folder_is_refused(tmp_path: Path, name: str, ending: str) -> None:
