@@ -1,6 +1,8 @@
 """Checkpoints and baselines -> figures on the papers' own protocols, as JSON.
 
-    python -m ctfm.reporting.evaluate baselines --out reporting/results/baselines.json
+    python -m ctfm.reporting.evaluate baselines --out runs/reporting/baselines.json
+    python -m ctfm.reporting.evaluate release --folds runs/reporting/folds --out reporting/results.json \\
+        --baselines runs/reporting/baselines.json --checkpoint reporting/checkpoints/default
 
 CONSORT-TM: the five published folds, all 34 items that it annotates by sentence. Methods: the articles of the 2021 test
 split, Methods sentences, 17 items. Thresholds for a fold are chosen on the predictions for the other four folds.
@@ -18,7 +20,7 @@ import tyro
 from numpy.typing import NDArray
 
 from .baselines import gold, predict_rules, predict_tfidf
-from .corpora import CONSORT_ITEMS, METHODS_ITEMS, Article, in_methods, load_consort
+from .corpora import CONSORT_ITEMS, METHODS_ITEMS, Article, in_methods, load_consort, load_spirit
 from .metrics import (
     best_threshold,
     bootstrap_interval,
@@ -73,13 +75,16 @@ def fold_thresholds(articles: Sequence[Article], predictions: Predictions, level
     return thresholds
 
 
-def thresholds_from(articles: Sequence[Article], predictions: Predictions, level: str) -> NDArray[np.float64]:
+def thresholds_from(
+    articles: Sequence[Article], predictions: Predictions, level: str, items: Sequence[str] = CONSORT_ITEMS
+) -> NDArray[np.float64]:
+    """A threshold for every item, chosen on these articles: for sentences, or for an article's highest sentence."""
     if level == "sentence":
         return choose_thresholds(
-            np.concatenate([gold(article) for article in articles]),
+            np.concatenate([gold(article, items) for article in articles]),
             np.concatenate([predictions[article.pmcid] for article in articles]),
         )
-    flags = np.asarray([gold(article).any(0) for article in articles])
+    flags = np.asarray([gold(article, items).any(0) for article in articles])
     highest = np.asarray([predictions[article.pmcid].max(0) for article in articles])
     common = best_threshold(flags.ravel(), highest.ravel(), 0.5)
     own = []
@@ -186,6 +191,126 @@ def load_predictions(path: Path) -> Predictions:
         return {pmcid: file[pmcid] for pmcid in file.files}
 
 
+# ---- the figures of a release ----
+
+
+def evaluate_spirit(
+    articles: Sequence[Article], tuned: Predictions, predictions: Predictions, items: Sequence[str]
+) -> dict:
+    """SPIRIT-CONSORT-TM's validation split, with thresholds from training articles: sentences, articles, missing items."""
+    tune = [article for article in articles if article.pmcid in tuned]
+    valid = [article for article in articles if article.pmcid in predictions]
+    sentence = thresholds_from(tune, tuned, "sentence", items)
+    whole = thresholds_from(tune, tuned, "article", items)
+    pairs = [(gold(article, items), predictions[article.pmcid] >= sentence) for article in valid]
+    at_articles = [
+        (any_sentence(g), predictions[article.pmcid].max(0, keepdims=True) >= whole)
+        for article, (g, _) in zip(valid, pairs, strict=True)
+    ]
+    figures = {"articles": len(valid), "items": len(items)}
+    for name, group in (("sentence", pairs), ("article", at_articles)):
+        micro, macro = micro_macro(*(np.concatenate(part) for part in zip(*group, strict=True)))
+        interval = bootstrap_interval(group, lambda g, p: score(g, p).f1)
+        figures[name] = asdict(micro) | {"macro_f1": macro, "micro_f1_interval": interval}
+    figures["missing"] = asdict(missing(*(np.concatenate(part) for part in zip(*at_articles, strict=True))))
+    return figures
+
+
+def calibration_table(
+    articles: Sequence[Article],
+    predictions: Predictions,
+    items: Sequence[str],
+    scored: tuple[Sequence[Article], Predictions] | None = None,
+) -> dict[str, dict]:
+    """What the checker needs beside the weights, for every item of a corpus.
+
+    Thresholds and Platt scaling from `articles`, whose predictions are from models that had not seen them; the error rates
+    from `scored`, or by leaving each fold out in turn. Scaling: one slope, and an offset an item with a ridge penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    sentence = thresholds_from(articles, predictions, "sentence", items)
+    whole = thresholds_from(articles, predictions, "article", items)
+    flags = np.asarray([gold(article, items).any(0) for article in articles])
+    highest = np.asarray([predictions[article.pmcid].max(0) for article in articles]).clip(1e-6, 1 - 1e-6)
+    logits = np.log(highest / (1 - highest))
+    one_hot = np.tile(np.eye(len(items)), (len(articles), 1))
+    fitted = LogisticRegression(C=1.0, max_iter=500).fit(np.hstack([logits.reshape(-1, 1), one_hot]), flags.ravel())
+    if scored is None:
+        decided = np.zeros_like(flags)
+        for fold in range(5):
+            rows = [number for number, article in enumerate(articles) if article.fold == fold]
+            others = [article for article in articles if article.fold != fold]
+            decided[rows] = highest[rows] >= thresholds_from(others, predictions, "article", items)
+        truth = flags
+    else:
+        truth = np.asarray([gold(article, items).any(0) for article in scored[0]])
+        decided = np.asarray([scored[1][article.pmcid].max(0) for article in scored[0]]) >= whole
+    table = {}
+    for column, item in enumerate(items):
+        stated, absent = score(truth[:, column], decided[:, column]), missing(truth[:, column], decided[:, column])
+        table[item] = {
+            "sentence_threshold": float(sentence[column]),
+            "article_threshold": float(whole[column]),
+            "slope": float(fitted.coef_[0, 0]),
+            "offset": float(fitted.intercept_[0] + fitted.coef_[0, 1 + column]),
+            "precision": stated.precision,
+            "recall": stated.recall,
+            "missing_precision": absent.precision if (~decided[:, column]).any() else None,
+            "missing_recall": absent.recall,
+            "articles": len(truth),
+        }
+    return table
+
+
+def release(folds: Path, data: Path, checkpoint: Path | None, baselines: Path | None) -> dict:
+    """Predictions of `crossfold` -> all figures, and the checkpoint with its calibration if `checkpoint` is given."""
+    articles = load_consort(data)
+    predictions: Predictions = {}
+    for fold in range(5):
+        predictions |= load_predictions(folds / f"fold{fold}.npz")
+    results: dict = {"model": evaluate_predictions(articles, predictions), "per_item": per_item(articles, predictions)}
+    held_out = load_predictions(folds / "methods2021.npz")
+    others = [article for article in articles if article.pmcid not in METHODS_TEST]
+    results["methods2021"] = {
+        "at_half": evaluate_methods(articles, held_out, np.full(len(CONSORT_ITEMS), 0.5)),
+        "thresholds_from_the_other_38": evaluate_methods(
+            articles, held_out, thresholds_from(others, predictions, "sentence")
+        ),
+    }
+    spirit = load_spirit(data)
+    items = sorted({item for article in spirit for item in article.reported})
+    tuned, valid = load_predictions(folds / "spirit_tune.npz"), load_predictions(folds / "spirit_valid.npz")
+    results["spirit_validation"] = evaluate_spirit(spirit, tuned, valid, items)
+    if baselines is not None:
+        results["baselines"] = json.loads(baselines.read_text())
+    if checkpoint is not None:
+        tune = [article for article in spirit if article.pmcid in tuned]
+        scored = [article for article in spirit if article.pmcid in valid]
+        spirit_table = calibration_table(tune, tuned, items, (scored, valid))
+        table = {
+            f"consort:{item}": row for item, row in calibration_table(articles, predictions, CONSORT_ITEMS).items()
+        }
+        table |= {f"spirit:{item}": row for item, row in spirit_table.items()}
+        write_checkpoint(folds / "release", checkpoint, table)
+    return results
+
+
+def write_checkpoint(source: Path, out: Path, calibration: dict) -> None:
+    """The release in bfloat16 with tokenizer, processor and `calibration.json`."""
+    import shutil
+
+    import torch
+
+    from .modeling_trialreport import TrialReportForSentenceLabels
+
+    model = TrialReportForSentenceLabels.from_pretrained(source, dtype=torch.bfloat16)
+    model.save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copyfile(source / name, out / name)
+    (out / "calibration.json").write_text(json.dumps(calibration, indent=1) + "\n")
+
+
 # ---- command line ----
 
 
@@ -194,6 +319,17 @@ class Baselines:
     """Rules alone and TF-IDF on the five folds."""
 
     out: Path
+    data: Path = Path("../shared/trial_reports")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """All figures of a model from what `crossfold` left in `folds`, and its checkpoint."""
+
+    out: Path
+    folds: Path
+    checkpoint: Path | None = None
+    baselines: Path | None = None
     data: Path = Path("../shared/trial_reports")
 
 
@@ -207,16 +343,17 @@ def run_baselines(options: Baselines) -> dict:
     return results
 
 
-def write_json(results: dict, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1, default=list)
-    out.write_text(text + "\n")
-
-
 def main() -> int:
-    options = tyro.cli(Annotated[Baselines, tyro.conf.arg(name="")], description=__doc__)
+    options = tyro.cli(
+        Annotated[Baselines, tyro.conf.subcommand("baselines")] | Annotated[Release, tyro.conf.subcommand("release")],
+        description=__doc__,
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(run_baselines(options), options.out)
+    if isinstance(options, Baselines):
+        results = run_baselines(options)
+    else:
+        results = release(options.folds, options.data, options.checkpoint, options.baselines)
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 

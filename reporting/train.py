@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from .checklist import CONSORT_FROM_SPIRIT
 from .configuration_trialreport import TrialReportConfig
 from .corpora import CONSORT_ITEMS, Article, load_consort, load_spirit
 from .modeling_trialreport import TrialReportForSentenceLabels
@@ -307,24 +308,10 @@ def learning_rate_scale(progress: float, warmup_share: float) -> float:
     return min((progress + 0.005) / warmup_share, max(0.0, (1 - progress) / (1 - warmup_share)))
 
 
-def train(recipe: Recipe) -> TrialReportForSentenceLabels:
-    """Runs the recipe and saves to `recipe.out`: model, tokenizer, `recipe.json`, `log.jsonl`."""
-    from .checklist import CONSORT_FROM_SPIRIT
-
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    set_seed(recipe.seed)
-    spirit_items = sorted({item for article in load_spirit(recipe.data) for item in article.reported})
-    model, processor = load_start(recipe, label_names(spirit_items))
-    if recipe.corpora == ("consort",):
-        start_consort_from_spirit(model, CONSORT_FROM_SPIRIT)
-    articles = select_articles(recipe)
-    model.eval()
-    started = time.perf_counter()
-    encoded = [encode_article(article, model, processor, recipe.frozen_layers) for article in articles]
-    accelerator.print(
-        f"{len(articles)} articles behind {recipe.frozen_layers} layers, {time.perf_counter() - started:.0f} s"
-    )
-
+def fit(
+    model: TrialReportForSentenceLabels, encoded: list[EncodedArticle], recipe: Recipe, accelerator: Accelerator
+) -> None:
+    """The loop, over articles that are already behind the frozen layers."""
     whole = math.ceil(recipe.epochs)
     steps = [step for epoch in range(whole) for step in iterate_chunks(encoded, recipe, epoch)]
     steps = steps[: int(len(steps) * recipe.epochs / whole)]
@@ -360,8 +347,49 @@ def train(recipe: Recipe) -> TrialReportForSentenceLabels:
             with (recipe.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             total = 0.0
+    model.eval()
+
+
+@torch.no_grad()
+def predict_encoded(
+    model: TrialReportForSentenceLabels, article: EncodedArticle, frozen_layers: int, windows: int = 16
+) -> Tensor:
+    """Probabilities `(s, l)` of a whole article behind the frozen layers; the same figures as `forward` gives."""
+    pad = nn.utils.rnn.pad_sequence
+    states, owners = [], []
+    for low in range(0, len(article.owners), windows):
+        chunk = article.hidden_states[low : low + windows]
+        owner = article.owners[low : low + windows]
+        mask = pad([torch.ones(len(row), dtype=torch.long) for row in owner], batch_first=True)
+        encoded = model.encode_tokens(
+            pad([state.float() for state in chunk], batch_first=True), mask, slice(frozen_layers, None)
+        )
+        states.append(encoded[mask.bool()])
+        owners.append(torch.cat(list(owner)))
+    count = len(article.labels)
+    vectors = model.pool_sentences(torch.cat(states)[None], torch.cat(owners)[None], count)[None]
+    mask = torch.ones(1, count, dtype=torch.bool)
+    logits = model.label_sentences(vectors, mask, article.kinds[None], article.places[None]).logits
+    assert logits is not None
+    return logits[0].float().sigmoid()
+
+
+def spirit_labels(folder: Path) -> list[str]:
+    return sorted({item for article in load_spirit(folder) for item in article.reported})
+
+
+def train(recipe: Recipe) -> TrialReportForSentenceLabels:
+    """Runs the recipe and saves to `recipe.out`: model, tokenizer, `recipe.json`, `log.jsonl`."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    set_seed(recipe.seed)
+    model, processor = load_start(recipe, label_names(spirit_labels(recipe.data)))
+    if "consort" in recipe.corpora and "spirit" not in recipe.corpora:
+        start_consort_from_spirit(model, CONSORT_FROM_SPIRIT)
+    model.eval()
+    encoded = [encode_article(article, model, processor, recipe.frozen_layers) for article in select_articles(recipe)]
+    fit(model, encoded, recipe, accelerator)
     if accelerator.is_main_process:
-        save(model.eval(), processor, recipe)
+        save(model, processor, recipe)
     accelerator.wait_for_everyone()
     return model
 

@@ -1,0 +1,578 @@
+"""File -> `Document`: sentences, each with its section path and its place, and what could not be read.
+
+Plain text, Markdown, JATS XML (PubMed Central), PDF and docx. Size, pages and expansion are bounded before anything is
+parsed; XML is read without entities, DTD or network. Nothing leaves the machine.
+"""
+
+# ruff: noqa: E501 -- lists of headings
+
+import re
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .processing_trialreport import section_kind
+
+MAX_BYTES = 40_000_000
+MAX_PAGES = 400
+MAX_SENTENCES = 6000
+MAX_EXPANDED_BYTES = 200_000_000
+
+
+class DocumentError(ValueError):
+    """A file that cannot be read as a report; the message names the value and the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """`number` counts from 1 in the document, `page` from 1 where the format has pages."""
+
+    number: int
+    text: str
+    section: tuple[str, ...]
+    page: int | None = None
+
+    @property
+    def place(self) -> str:
+        where = " > ".join(self.section) or "no section"
+        return f"{where}, p. {self.page}" if self.page else where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    path: str
+    kind: str
+    sentences: tuple[Sentence, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The longest sentence of the title section, or the first sentence."""
+        titles = [sentence.text for sentence in self.sentences if section_kind(sentence.section) == "title"]
+        return max(titles, key=len) if titles else self.sentences[0].text
+
+
+@dataclass(kw_only=True)
+class _Block:
+    """A paragraph or heading on its way to sentences; `level` 0 is a paragraph."""
+
+    text: str
+    level: int = 0
+    page: int | None = None
+    section: tuple[str, ...] | None = None
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    blocks: list[_Block] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+# ---- sentences ----
+
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|cf|vs|et al|fig|figs|ref|refs|no|nos|dr|drs|mr|mrs|ms|prof|st|approx|ca|eq|sec|vol|pp|p|resp|inc|ltd"
+    r"|co|corp|dept|univ|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|u\.s|u\.k|ph\.d|m\.d)|\b[A-Z])\.$",
+    re.IGNORECASE,
+)
+_INITIAL = re.compile(r"(?<![A-Za-z])[A-Z]\.$")
+_BREAK = re.compile(r"(?<=[.!?])(?:[\"'”’)\]]*)(?:\[?\d+(?:[,–-]\d+)*\]?)?\s+(?=[\"'“‘(\[]?[A-Z0-9])")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a paragraph; abbreviations, initials and decimals do not end one.
+
+    Example:
+        >>> split_sentences("We gave 2.5 mg vs. placebo (see Fig. 1). Nobody died.")
+        ['We gave 2.5 mg vs. placebo (see Fig. 1).', 'Nobody died.']
+    """
+    text = " ".join(text.split())
+    sentences, start = [], 0
+    for found in _BREAK.finditer(text):
+        before = text[start : found.start()]
+        tail = before[-12:]
+        word = re.search(r"[\w.]+\.$", tail)
+        if word and (_INITIAL.search(tail) or _ABBREVIATION.match(word[0]) or _is_et_al(before)):
+            continue
+        sentences.append(text[start : found.end()].strip())
+        start = found.end()
+    if text[start:].strip():
+        sentences.append(text[start:].strip())
+    return sentences
+
+
+def _is_et_al(text: str) -> bool:
+    return text.endswith("et al.")
+
+
+# ---- headings in text that has none marked ----
+
+_KNOWN_HEADING = re.compile(
+    r"(abstract|summary|background|introduction|objectives?|aims?|methods?|materials? and methods|patients? and methods"
+    r"|subjects? and methods|participants and methods|methods and materials|research design and methods|study design|trial design"
+    r"|design|setting|settings and participants|participants?|patients|eligibility( criteria)?|inclusion criteria|exclusion criteria"
+    r"|interventions?|treatments?|outcomes?|outcome measures?|end ?points?|sample size( calculation)?|randomi[sz]ation"
+    r"|randomi[sz]ation and (blinding|masking)|allocation( concealment)?|sequence generation|implementation|blinding|masking"
+    r"|statistical (analysis|analyses|methods)|statistics|data (analysis|collection|management|monitoring)|ethics.*|results|findings"
+    r"|participant flow|recruitment|baseline (data|characteristics)|numbers analy[sz]ed|outcomes and estimation"
+    r"|ancillary analyses|harms|adverse events|safety|discussion|limitations|strengths and limitations|generali[sz]ability"
+    r"|interpretation|conclusions?|trial registration|registration|protocol|funding|acknowledge?ments?|competing interests"
+    r"|conflicts? of interest|authors?['’]? contributions?|data (sharing|availability).*|references|bibliography"
+    r"|supplementary (material|data|appendix)|appendix.*|abbreviations|monitoring|dissemination|confidentiality|consent.*)",
+    re.IGNORECASE,
+)
+_OUTER_HEADING = re.compile(
+    r"(abstract|summary|background|introduction|(materials?|patients?|subjects?|participants) and methods|methods?(/design)?"
+    r"|methods and (analysis|materials|design)|research design and methods|results|findings|discussion|conclusions?|references"
+    r"|bibliography|acknowledge?ments?|funding|trial registration|competing interests|conflicts? of interest"
+    r"|authors?['’]? contributions?|supplementary.*|appendix.*|declarations?|ethics and dissemination|abbreviations)",
+    re.IGNORECASE,
+)
+_NUMBERING = re.compile(r"^(\d+(?:\.\d+)*)[.)]?\s+(?=[A-Z])")
+_REFERENCES = re.compile(r"(references|bibliography|literature cited|works cited)", re.IGNORECASE)
+_RUN_IN = re.compile(
+    r"^(background|introduction|objectives?|aims?|purpose|design|setting|participants|patients|interventions?"
+    r"|main outcome measures?|methods?|results|findings|conclusions?|interpretation|trial registration|registration|funding)"
+    r"\s*[:.—]\s+(?=\S)",
+    re.IGNORECASE,
+)
+
+
+def heading_level(line: str) -> int:
+    """0 for a paragraph, 1 for an outer heading, 2 for an inner one, in text where headings are not marked.
+
+    Example:
+        >>> heading_level("2.1 Sequence generation"), heading_level("METHODS"), heading_level("We met.")
+        (2, 1, 0)
+    """
+    line = line.strip()
+    if not line or len(line) > 80 or line[-1] in ".,;?!":
+        return 0
+    numbering = _NUMBERING.match(line)
+    plain = line[numbering.end() :] if numbering else line
+    plain = plain.rstrip(":")
+    if _OUTER_HEADING.fullmatch(plain):
+        return 2 if numbering and "." in numbering[1] else 1
+    if _KNOWN_HEADING.fullmatch(plain):
+        return 2
+    if numbering and len(plain.split()) <= 8:
+        return 1 + min(numbering[1].count("."), 2)
+    return 0
+
+
+# ---- readers ----
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    if b"\0" in data[:4096]:
+        raise DocumentError(
+            f"{path.name} is not text: it holds NUL bytes. Pass the report as PDF, docx, JATS XML or UTF-8."
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", errors="replace")
+    strange = sum(not (letter.isprintable() or letter in "\n\r\t\f") for letter in text[:20000])
+    if text and strange > 0.02 * min(len(text), 20000):
+        raise DocumentError(f"{path.name} does not look like text: {strange} unprintable characters. Save it as UTF-8.")
+    return text
+
+
+def read_plain(path: Path) -> _Reading:
+    """Paragraphs are separated by empty lines; headings are recognised by their words or numbering."""
+    reading = _Reading()
+    paragraph: list[str] = []
+
+    def close() -> None:
+        if paragraph:
+            reading.blocks.append(_Block(text=" ".join(paragraph)))
+            paragraph.clear()
+
+    for line in _read_text(path).splitlines():
+        level = heading_level(line)
+        if level:
+            close()
+            reading.blocks.append(_Block(text=line.strip().rstrip(":"), level=level))
+        elif line.strip():
+            paragraph.append(line.strip())
+        else:
+            close()
+    close()
+    _mark_title(reading)
+    return reading
+
+
+def read_markdown(path: Path) -> _Reading:
+    """ATX and underlined headings; code, tables and pictures are left out and counted."""
+    reading = _Reading()
+    skipped = Counter()
+    paragraph: list[str] = []
+    in_code = False
+    lines = _read_text(path).splitlines()
+
+    def close() -> None:
+        if paragraph:
+            reading.blocks.append(_Block(text=" ".join(paragraph)))
+            paragraph.clear()
+
+    for number, line in enumerate(lines):
+        following = lines[number + 1] if number + 1 < len(lines) else ""
+        marked = re.match(r"(#{1,6})\s+(.*?)\s*#*$", line)
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+            close()
+        elif in_code or re.fullmatch(r"\s*(=+|-{3,})\s*", line):
+            continue
+        elif marked:
+            close()
+            reading.blocks.append(_Block(text=_plain_markdown(marked[2]), level=len(marked[1])))
+        elif line.strip() and re.fullmatch(r"(=+|-{3,})\s*", following):
+            close()
+            reading.blocks.append(_Block(text=_plain_markdown(line), level=1 if following[0] == "=" else 2))
+        elif line.lstrip().startswith("|"):
+            close()
+            skipped["rows of tables"] += 1
+        elif line.strip():
+            if re.match(r"\s*([-*+]|\d+[.)])\s+", line):
+                close()
+            paragraph.append(_plain_markdown(re.sub(r"^\s*([-*+]|\d+[.)])\s+", "", line)))
+        else:
+            close()
+    close()
+    reading.warnings += [f"{count} {what} were not read." for what, count in skipped.items()]
+    first = next((block for block in reading.blocks if block.level), None)
+    if first is not None and first.level == 1 and section_kind([first.text]) == "other" and first is reading.blocks[0]:
+        first.level, first.section = 0, ("Title",)
+    elif not any(block.level for block in reading.blocks):
+        _mark_title(reading)
+    return reading
+
+
+def _plain_markdown(text: str) -> str:
+    text = re.sub(r"!\[([^]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+    return re.sub(r"(\*\*|__|`|(?<!\w)[*_](?=\w)|(?<=\w)[*_](?!\w))", "", text).strip()
+
+
+def _mark_title(reading: _Reading) -> None:
+    """What stands before the first heading, if it is short, is the title."""
+    if reading.blocks and reading.blocks[0].level == 0 and len(reading.blocks[0].text) <= 300:
+        reading.blocks[0].section = ("Title",)
+
+
+def read_jats(path: Path) -> _Reading:
+    """JATS XML as PubMed Central gives it. References are left out; tables give their captions."""
+    try:
+        from lxml import etree
+    except ImportError as error:
+        raise DocumentError("Reading XML needs lxml: pip install 'ctfm[reporting]'.") from error
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, huge_tree=False, load_dtd=False, remove_comments=True, remove_pis=True
+    )
+    try:
+        root = etree.parse(str(path), parser).getroot()
+    except etree.XMLSyntaxError as error:
+        raise DocumentError(
+            f"{path.name} is not well-formed XML ({error}). Download the article's XML again."
+        ) from error
+    if any(isinstance(node, etree._Entity) for node in root.iter()):
+        raise DocumentError(f"{path.name} defines XML entities, which are not expanded. Save it without a DTD.")
+    article = root if _tag(root) == "article" else next((n for n in root.iter() if _tag(n) == "article"), None)
+    if article is None:
+        raise DocumentError(
+            f"{path.name} is XML with the root <{_tag(root)}>, not a JATS <article>. Pass the JATS XML."
+        )
+    reading = _Reading()
+    for node in article.iter():
+        if _tag(node) == "article-title" and _tag(node.getparent()) == "title-group":
+            reading.blocks.append(_Block(text=_words(node), section=("Title",)))
+            break
+    for abstract in article.findall(".//{*}abstract"):
+        if abstract.get("abstract-type") in (None, "", "structured", "summary"):
+            _walk_jats(abstract, ("Abstract",), reading)
+    for body in article.findall("./{*}body"):
+        _walk_jats(body, (), reading)
+    for back in article.findall("./{*}back"):
+        _walk_jats(back, ("Back matter",), reading)
+    references = len(article.findall(".//{*}ref"))
+    tables = len(article.findall(".//{*}table"))
+    if tables:
+        reading.warnings.append(f"{tables} tables: captions were read, cells were not.")
+    if references:
+        reading.warnings.append(f"{references} references were recognised and left out.")
+    return reading
+
+
+def _tag(node) -> str:
+    return node.tag.rpartition("}")[2] if node is not None and isinstance(node.tag, str) else ""
+
+
+_NOT_WORDS = frozenset(("table", "graphic", "fn", "fig", "table-wrap", "inline-formula", "disp-formula", "media"))
+
+
+def _words(node) -> str:
+    """Text of a paragraph or title; marks of citations stay, as they do in the corpora."""
+    return " ".join(_raw_words(node).split())
+
+
+def _raw_words(node) -> str:
+    parts: list[str] = [node.text or ""]
+    for child in node:
+        if _tag(child) not in _NOT_WORDS:
+            parts.append(_raw_words(child))
+        parts.append(child.tail or "")
+    return "".join(parts)
+
+
+def _walk_jats(node, path: tuple[str, ...], reading: _Reading) -> None:
+    for child in node:
+        name = _tag(child)
+        if name in ("sec", "ack", "app", "fn-group", "notes", "glossary", "boxed-text"):
+            title = child.find("./{*}title")
+            header = _words(title) if title is not None else ("Acknowledgements" if name == "ack" else "")
+            inner = (*path, header) if header else path
+            if header:
+                reading.blocks.append(_Block(text=header, section=inner))
+            _walk_jats(child, inner, reading)
+        elif name == "p":
+            reading.blocks.append(_Block(text=_words(child), section=path))
+            for figure in child:
+                if _tag(figure) in ("fig", "table-wrap"):
+                    _read_caption(figure, path, reading)
+        elif name in ("fig", "table-wrap"):
+            _read_caption(child, path, reading)
+        elif name in ("fig-group", "fn", "list", "list-item", "disp-quote", "sec-meta"):
+            _walk_jats(child, path, reading)
+
+
+def _read_caption(node, path: tuple[str, ...], reading: _Reading) -> None:
+    label, caption = node.find("./{*}label"), node.find("./{*}caption")
+    text = " ".join("".join(part.itertext()) for part in (label, caption) if part is not None)
+    if text.strip():
+        reading.blocks.append(_Block(text=text, section=path))
+
+
+def read_pdf(path: Path) -> _Reading:
+    """Text of the pages in reading order as the file gives it; repeated headers and footers are left out."""
+    try:
+        import pypdf
+        from pypdf.errors import PyPdfError
+    except ImportError as error:
+        raise DocumentError("Reading PDF needs pypdf: pip install 'ctfm[reporting]'.") from error
+    reading = _Reading()
+    try:
+        file = pypdf.PdfReader(path)
+        if file.is_encrypted and not file.decrypt(""):
+            raise DocumentError(f"{path.name} is encrypted. Save a copy without a password and pass that.")
+        pages = len(file.pages)
+        if pages > MAX_PAGES:
+            raise DocumentError(f"{path.name} has {pages} pages; at most {MAX_PAGES} are read. Pass the report alone.")
+        texts = [page.extract_text() or "" for page in file.pages]
+    except (PyPdfError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, DocumentError):
+            raise
+        raise DocumentError(f"{path.name} is not a readable PDF ({error}). Print it to PDF again.") from error
+    letters = sum(len(text.strip()) for text in texts)
+    if letters < 200 * max(1, pages // 4):
+        raise DocumentError(
+            f"{path.name} holds {letters} letters on {pages} pages: it is a scan. Run text recognition (OCR) first."
+        )
+    empty = sum(len(text.strip()) < 40 for text in texts)
+    if empty:
+        reading.warnings.append(f"{empty} of {pages} pages hold no text (pictures?) and were not read.")
+    _add_pages(reading, texts)
+    _mark_title(reading)
+    return reading
+
+
+def _add_pages(reading: _Reading, texts: list[str]) -> None:
+    def edge(text: str) -> list[str]:
+        lines = [re.sub(r"\d+", "#", line.strip()) for line in text.splitlines() if line.strip()]
+        return lines[:2] + lines[2:][-2:]
+
+    seen = Counter(line for text in texts for line in set(edge(text)))
+    repeated = {line for line, count in seen.items() if line and count > max(2, len(texts) // 2)}
+    paragraph, first_page = "", 1
+    for number, text in enumerate(texts, 1):
+        for raw in text.splitlines():
+            line = raw.strip()
+            if not line or re.sub(r"\d+", "#", line) in repeated or re.fullmatch(r"(page )?\d+( of \d+)?", line, re.I):
+                continue
+            level = heading_level(line)
+            if level:
+                if paragraph:
+                    reading.blocks.append(_Block(text=paragraph, page=first_page))
+                reading.blocks.append(_Block(text=line, level=level, page=number))
+                paragraph = ""
+                continue
+            if not paragraph:
+                first_page = number
+            hyphenated = re.search(r"[a-z]-$", paragraph) and line[:1].islower()
+            paragraph = paragraph[:-1] + line if hyphenated else f"{paragraph} {line}".strip()
+            if len(paragraph) > 600 and line.endswith("."):
+                reading.blocks.append(_Block(text=paragraph, page=first_page))
+                paragraph = ""
+    if paragraph:
+        reading.blocks.append(_Block(text=paragraph, page=first_page))
+
+
+def read_docx(path: Path) -> _Reading:
+    """Headings by their style, or recognised by their words; table cells are counted, not read."""
+    try:
+        import docx
+        from docx.opc.exceptions import PackageNotFoundError
+    except ImportError as error:
+        raise DocumentError("Reading docx needs python-docx: pip install 'ctfm[reporting]'.") from error
+    if path.read_bytes()[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
+        raise DocumentError(f"{path.name} is encrypted, or an old .doc. Save it as .docx without a password.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            expanded = sum(entry.file_size for entry in archive.infolist())
+            if expanded > MAX_EXPANDED_BYTES:
+                raise DocumentError(
+                    f"{path.name} expands to {expanded:,} bytes; at most {MAX_EXPANDED_BYTES:,} are read."
+                )
+        file = docx.Document(str(path))
+    except (zipfile.BadZipFile, PackageNotFoundError, KeyError, ValueError) as error:
+        if isinstance(error, DocumentError):
+            raise
+        raise DocumentError(f"{path.name} is not a readable docx ({error}). Save it again as .docx.") from error
+    reading = _Reading()
+    for paragraph in file.paragraphs:
+        text, style = paragraph.text.strip(), (paragraph.style.name or "") if paragraph.style else ""
+        marked = re.match(r"Heading (\d)", style)
+        if not text:
+            continue
+        if style == "Title":
+            reading.blocks.append(_Block(text=text, section=("Title",)))
+        else:
+            level = int(marked[1]) if marked else heading_level(text)
+            reading.blocks.append(_Block(text=text, level=level))
+    if file.tables:
+        reading.warnings.append(f"{len(file.tables)} tables were not read.")
+    if not any(block.section == ("Title",) for block in reading.blocks):
+        _mark_title(reading)
+    return reading
+
+
+READERS = {
+    ".txt": read_plain,
+    ".text": read_plain,
+    ".md": read_markdown,
+    ".markdown": read_markdown,
+    ".xml": read_jats,
+    ".nxml": read_jats,
+    ".pdf": read_pdf,
+    ".docx": read_docx,
+}
+
+
+# ---- together ----
+
+
+def read_document(path: str | Path) -> Document:
+    """Reads a report.
+
+    Raises:
+        DocumentError: no such file, an unknown format, encrypted, scanned, too large, empty, or not English.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DocumentError(f"{path} is not a file.")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise DocumentError(f"{path.name} has {size:,} bytes; at most {MAX_BYTES:,} are read. Pass the report alone.")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DocumentError(f'"{path.suffix}" ({path.name}) is not a known format; pass one of {", ".join(READERS)}.')
+    reading = reader(path)
+    sentences = to_sentences(reading)
+    if not sentences:
+        raise DocumentError(f"{path.name} holds no sentence.")
+    if len(sentences) > MAX_SENTENCES:
+        raise DocumentError(
+            f"{path.name} has {len(sentences)} sentences; at most {MAX_SENTENCES} are read. Pass the report alone."
+        )
+    _refuse_other_languages(path.name, sentences)
+    return Document(
+        path=str(path),
+        kind=path.suffix.lower(),
+        sentences=tuple(sentences),
+        warnings=(*reading.warnings, *_doubts(sentences)),
+    )
+
+
+def to_sentences(reading: _Reading) -> list[Sentence]:
+    """Blocks -> sentences with section paths; headings are sentences too, as in the corpora. References end the text."""
+    sentences: list[Sentence] = []
+    path: list[tuple[int, str]] = []
+    dropped = 0
+    for block in reading.blocks:
+        text = " ".join(block.text.split())
+        if not text:
+            continue
+        if block.level:
+            path = [(level, header) for level, header in path if level < block.level] + [(block.level, text)]
+        headers = block.section if block.section is not None else tuple(header for _, header in path)
+        if any(_REFERENCES.fullmatch(re.sub(r"^[\d.\s]+", "", header)) for header in headers):
+            dropped += block.level == 0
+            continue
+        run_in = _RUN_IN.match(text) if section_kind(headers) == "abstract" and not block.level else None
+        if run_in:
+            path = [part for part in path if part[0] < 3] + ([(3, run_in[1])] if block.section is None else [])
+            headers = (*headers[:1], run_in[1])
+        for part in [text] if block.level else split_sentences(text):
+            sentences.append(Sentence(number=len(sentences) + 1, text=part, section=headers, page=block.page))
+    if dropped:
+        reading.warnings.append(f"{dropped} paragraphs under References were left out.")
+    return sentences
+
+
+_ENGLISH = frozenset(
+    (
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "were",
+        "was",
+        "for",
+        "with",
+        "a",
+        "that",
+        "by",
+        "at",
+        "or",
+        "from",
+        "on",
+        "this",
+        "is",
+    )
+)
+
+
+def _refuse_other_languages(name: str, sentences: list[Sentence]) -> None:
+    words = [word for sentence in sentences[:800] for word in re.findall(r"\w+", sentence.text.lower())]
+    share = sum(word in _ENGLISH for word in words) / max(len(words), 1)
+    if len(words) >= 60 and share < 0.12:
+        raise DocumentError(
+            f"{name} does not look English: {share:.0%} of its words are among the commonest English ones. "
+            "The checker was trained on English reports only; pass a translation."
+        )
+
+
+def _doubts(sentences: list[Sentence]) -> list[str]:
+    doubts = []
+    text = " ".join(sentence.text for sentence in sentences).lower()
+    if len(re.findall(r"\brandom(?:ly|i[sz]ed|i[sz]ation|i[sz]e)?\b", text)) < 2:
+        doubts.append("Randomisation is hardly mentioned: this may not be a report of a randomised trial.")
+    kinds = {section_kind(sentence.section) for sentence in sentences}
+    absent = [kind for kind in ("methods", "results", "discussion") if kind not in kinds]
+    if absent:
+        doubts.append(f"No section was recognised as {', '.join(absent)}; items that belong there may be missed.")
+    if len(sentences) < 40:
+        doubts.append(f"Only {len(sentences)} sentences: an abstract or a part? Absent items say little then.")
+    return doubts

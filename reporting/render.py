@@ -1,0 +1,308 @@
+"""`Report` -> what people and programs read: terminal, Markdown, JSON, CSV, HTML, and the checklist to fill in."""
+
+import csv
+import html as escape
+import io
+import json
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from .check import STATUSES, OutcomeMatch, Report, Verdict, renumber
+from .checklist import Item
+
+DISCLAIMER = (
+    "It finds statements; it does not judge whether they are true, and it is wrong as often as the figures beside each "
+    "verdict say. Read the report yourself before you ask its authors for anything."
+)
+_COLOURS = {"reported": "32", "partly reported": "33", "not found": "31", "not applicable": "90"}
+_MARKS = {"reported": "✓", "partly reported": "~", "not found": "✗", "not applicable": "-"}
+
+
+def error_rate(verdict: Verdict) -> str:
+    """How often such a verdict was right on articles that the model had not seen.
+
+    For "not found" it is how often the item was really missing; else how often it was really there.
+    """
+    rates = verdict.error_rates
+    if rates is None:
+        return "by rule" if verdict.item.rule else "not measured"
+    if verdict.status in ("not found", "not applicable"):
+        if rates.missing_precision is None:
+            return f"never missing in {rates.articles} articles"
+        return f"right {rates.missing_precision:.0%} of {rates.articles}"
+    return f"right {rates.precision:.0%} of {rates.articles}"
+
+
+def _places(verdict: Verdict, most: int = 3) -> str:
+    places = [f"{sentence.place} (s. {sentence.number})" for sentence in verdict.evidence[:most]]
+    more = len(verdict.evidence) - most
+    return "; ".join(places) + (f"; and {more} more" if more > 0 else "")
+
+
+def _missing(verdict: Verdict) -> str:
+    return ", ".join(verdict.missing_elements)
+
+
+def _confidence(verdict: Verdict) -> str:
+    """The calibrated probability of the verdict itself, not of the statement."""
+    if verdict.probability is None:
+        return ""
+    stated = verdict.status in ("reported", "partly reported")
+    return f"{verdict.probability if stated else 1 - verdict.probability:.0%}"
+
+
+def counts(report: Report) -> str:
+    return ", ".join(f"{report.count(status)} {status}" for status in STATUSES)
+
+
+# ---- terminal ----
+
+
+def terminal_table(report: Report, colours: bool = True, everything: bool = False, numbering: str = "2010") -> str:
+    """A table that fits the terminal; reported items only with `everything`."""
+    name = report.checklist
+    if numbering == "2025" and name == "CONSORT 2010":
+        report, name = renumber(report), "CONSORT 2025 numbers"
+
+    def paint(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if colours else text
+
+    width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 140))
+    lines = [paint(textwrap.shorten(report.document.title, width), "1"), f"{name}: {counts(report)}", ""]
+    part = ""
+    for verdict in report.verdicts:
+        if verdict.status in ("reported", "not applicable") and not everything:
+            continue
+        if verdict.item.part != part:
+            part = verdict.item.part
+            lines.append(paint(part, "1"))
+        head = f"  {verdict.item.number:<4} {_MARKS[verdict.status]} {verdict.status:<15}"
+        confidence = f"{_confidence(verdict):>4}  {error_rate(verdict)}"
+        room = width - len(head) - len(confidence) - 3
+        title = textwrap.shorten(verdict.item.text, max(room, 20), placeholder="…")
+        lines.append(f"{paint(head, _COLOURS[verdict.status])} {title:<{max(room, 20)}}  {confidence}")
+        if verdict.status == "partly reported":
+            lines.append(f"         no {_missing(verdict)} found")
+        if verdict.note:
+            lines.append(f"         {verdict.note}")
+        if verdict.evidence and everything:
+            lines.append(textwrap.shorten(f"         {_places(verdict)}", width, placeholder="…").rjust(0))
+    if len(lines) == 3:
+        lines.append("Every item that applies was found.")
+    lines.append("")
+    lines += [paint(f"! {warning}", "33") for warning in report.warnings]
+    return "\n".join([*lines, textwrap.fill(DISCLAIMER, width)])
+
+
+def summary_table(rows: Sequence[tuple[Item, Counter]], num_reports: int) -> str:
+    """Over a folder: the items that are missing most often first."""
+    lines = [f"{num_reports} reports; items most often missing first", ""]
+    lines.append(f"{'item':<6}{'not found':>10}{'partly':>8}{'reported':>10}{'n/a':>6}  text")
+    for item, found in rows:
+        cells = (
+            f"{found['not found']:>10}{found['partly reported']:>8}{found['reported']:>10}{found['not applicable']:>6}"
+        )
+        lines.append(f"{item.number:<6}{cells}  {item.text}")
+    return "\n".join([*lines, "", DISCLAIMER])
+
+
+def comparison(matches: Sequence[OutcomeMatch]) -> str:
+    """Outcomes of a protocol that its report may have left out."""
+    lines = ["", "Outcomes in the protocol, and the nearest sentence of the report (words compared, not meanings)"]
+    for match in matches:
+        lines.append(f"- protocol s. {match.protocol.number}: {match.protocol.text}")
+        nearest = (
+            f"s. {match.report.number}: {match.report.text}" if match.report else "no sentence of the report is near"
+        )
+        lines.append(f"  report {nearest}")
+    return "\n".join(lines if matches else [*lines, "No sentence of the protocol was recognised as defining outcomes."])
+
+
+# ---- documents ----
+
+
+def markdown(report: Report) -> str:
+    lines = [f"# {report.checklist} check: {report.document.title}", "", f"{counts(report)}.", "", DISCLAIMER, ""]
+    lines += [f"- {warning}" for warning in report.warnings]
+    lines += ["", "| Item | | Status | Confidence | Missing | Where | Measured |", "|---|---|---|---|---|---|---|"]
+    for verdict in report.verdicts:
+        cells = (
+            verdict.item.number,
+            verdict.item.text,
+            verdict.status,
+            _confidence(verdict),
+            _missing(verdict) or verdict.note,
+            _places(verdict),
+            error_rate(verdict),
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def as_dict(report: Report) -> dict:
+    """What `to_json` writes; `report.schema.json` describes it."""
+    return {
+        "schema": 1,
+        "file": Path(report.document.path).name,
+        "title": report.document.title,
+        "checklist": report.checklist,
+        "warnings": list(report.warnings),
+        "disclaimer": DISCLAIMER,
+        "items": [
+            {
+                "number": verdict.item.number,
+                "consort_2025": verdict.item.consort_2025,
+                "part": verdict.item.part,
+                "text": verdict.item.text,
+                "status": verdict.status,
+                "probability": None if verdict.probability is None else round(verdict.probability, 4),
+                "note": verdict.note,
+                "evidence": [
+                    {
+                        "sentence": sentence.number,
+                        "section": list(sentence.section),
+                        "page": sentence.page,
+                        "text": sentence.text,
+                    }
+                    for sentence in verdict.evidence
+                ],
+                "elements": [
+                    {"name": element.name, "found": element.found, "sentence": element.sentence}
+                    for element in verdict.elements
+                ],
+                "error_rates": None
+                if verdict.error_rates is None
+                else {
+                    "precision": verdict.error_rates.precision,
+                    "recall": verdict.error_rates.recall,
+                    "missing_precision": verdict.error_rates.missing_precision,
+                    "articles": verdict.error_rates.articles,
+                },
+            }
+            for verdict in report.verdicts
+        ],
+    }
+
+
+def to_json(report: Report) -> str:
+    return json.dumps(as_dict(report), indent=1, ensure_ascii=False) + "\n"
+
+
+def to_csv(report: Report) -> str:
+    """One row an item. A cell that a spreadsheet would run as a formula gets a quote in front."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["item", "consort_2025", "part", "text", "status", "confidence", "missing", "where", "measured"])
+    for verdict in report.verdicts:
+        row = (
+            verdict.item.number,
+            verdict.item.consort_2025 or "",
+            verdict.item.part,
+            verdict.item.text,
+            verdict.status,
+            _confidence(verdict),
+            _missing(verdict),
+            _places(verdict),
+            error_rate(verdict),
+        )
+        writer.writerow([f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell for cell in row])
+    return out.getvalue()
+
+
+def write_checklist(report: Report, out: Path) -> None:
+    """The table that journals ask authors to submit: item, and where it is reported; to be corrected by the author."""
+    rows = [
+        (
+            verdict.item.number,
+            verdict.item.text,
+            _submission_place(verdict),
+            verdict.evidence[0].text if verdict.evidence else "",
+        )
+        for verdict in report.verdicts
+    ]
+    header = ("Item", "Checklist item", "Reported on page / in section", "Draft evidence (check and delete)")
+    if out.suffix.lower() != ".docx":
+        lines = [f"# {report.checklist} checklist", "", f"| {' | '.join(header)} |", "|---|---|---|---|"]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
+    import docx
+
+    file = docx.Document()
+    file.add_heading(f"{report.checklist} checklist", level=1)
+    file.add_paragraph(report.document.title)
+    table = file.add_table(rows=1, cols=len(header))
+    table.style = "Table Grid"
+    for cell, text in zip(table.rows[0].cells, header, strict=True):
+        cell.text = text
+    for row in rows:
+        for cell, text in zip(table.add_row().cells, row, strict=True):
+            cell.text = text
+    file.save(str(out))
+
+
+def _submission_place(verdict: Verdict) -> str:
+    if verdict.status == "not applicable":
+        return "not applicable"
+    pages = sorted({sentence.page for sentence in verdict.evidence if sentence.page})
+    if pages:
+        return ", ".join(f"p. {page}" for page in pages)
+    return "; ".join(dict.fromkeys(" > ".join(sentence.section) for sentence in verdict.evidence))
+
+
+def html(report: Report) -> str:
+    """One file without outside resources: a click on an item shows its sentences in the text."""
+    template = (files(__package__) / "report.html").read_text(encoding="utf-8")
+    owners: dict[int, list[str]] = {}
+    rows = []
+    for verdict in report.verdicts:
+        for sentence in verdict.evidence:
+            owners.setdefault(sentence.number, []).append(verdict.item.number)
+        rows.append(_html_row(verdict))
+    body = []
+    header: tuple[str, ...] | None = None
+    for sentence in report.document.sentences:
+        if sentence.section != header:
+            header = sentence.section
+            body.append(f"</p><h3>{escape.escape(' › '.join(header) or 'No section')}</h3><p>")
+        items = " ".join(owners.get(sentence.number, []))
+        marked = f' class="e" data-items="{escape.escape(items)}" title="{escape.escape(items)}"' if items else ""
+        body.append(f'<span id="s{sentence.number}"{marked}>{escape.escape(sentence.text)}</span> ')
+    warnings = "".join(f"<li>{escape.escape(warning)}</li>" for warning in report.warnings)
+    values = {
+        "TITLE": escape.escape(report.document.title),
+        "CHECKLIST": escape.escape(report.checklist),
+        "COUNTS": "".join(
+            f'<li class="{status.replace(" ", "-")}"><b>{report.count(status)}</b> {status}</li>' for status in STATUSES
+        ),
+        "WARNINGS": f"<ul class=warnings>{warnings}</ul>" if warnings else "",
+        "DISCLAIMER": escape.escape(DISCLAIMER),
+        "ITEMS": "\n".join(rows),
+        "TEXT": f"<p>{''.join(body)}</p>".replace("<p></p>", ""),
+    }
+    parts = template.split("%%")
+    return "".join(values[part] if number % 2 else part for number, part in enumerate(parts))
+
+
+def _html_row(verdict: Verdict) -> str:
+    numbers = ",".join(str(sentence.number) for sentence in verdict.evidence)
+    details = []
+    if verdict.missing_elements:
+        details.append(f"<p class=lack>Not found: {escape.escape(_missing(verdict))}</p>")
+    if verdict.note:
+        details.append(f"<p class=note>{escape.escape(verdict.note)}</p>")
+    if verdict.evidence:
+        links = " ".join(f'<a href="#s{s.number}">s.&nbsp;{s.number}</a>' for s in verdict.evidence)
+        details.append(f"<p class=where>{links}</p>")
+    return (
+        f'<li class="item {verdict.status.replace(" ", "-")}" data-sentences="{numbers}">'
+        f'<button type=button aria-expanded="false"><span class=number>{escape.escape(verdict.item.number)}</span>'
+        f"<span class=text>{escape.escape(verdict.item.text)}</span>"
+        f"<span class=status>{verdict.status}</span>"
+        f"<span class=rate>{' · '.join(filter(None, (_confidence(verdict), error_rate(verdict))))}</span></button>"
+        f"{''.join(details)}</li>"
+    )

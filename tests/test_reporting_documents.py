@@ -1,0 +1,260 @@
+"""Files -> documents: what is recognised, what is refused and with which cure."""
+
+import time
+import zipfile
+
+import pytest
+from ctfm.reporting.documents import (
+    MAX_BYTES,
+    DocumentError,
+    heading_level,
+    read_document,
+    split_sentences,
+)
+
+MARKDOWN = """# Walking for knees: a randomised trial
+
+## Abstract
+
+**Background:** Knees hurt. **Methods:** We assigned people to walk or to rest.
+
+## Methods
+
+### Randomisation
+
+A statistician made the list vs. a computer (see Fig. 2). It was kept in [sealed envelopes](https://example.org).
+
+| group | n |
+|---|---|
+| walk | 45 |
+
+## Results
+
+The walkers were randomised and did better.
+
+## References
+
+1. Somebody et al. A paper that is not to be read.
+"""
+
+JATS = """<article xmlns:xlink="http://www.w3.org/1999/xlink"><front><article-meta>
+<title-group><article-title>Walking for knees: a <italic>randomised</italic> trial</article-title></title-group>
+<abstract><sec><title>Methods</title><p>People were randomised to the walk or the rest group.</p></sec></abstract>
+</article-meta></front><body><sec><title>Methods</title><sec><title>Masking</title>
+<p>The assessors were blinded to the group.<xref ref-type="bibr" rid="b1">1</xref></p>
+<fig><label>Figure 1</label><caption><p>Flow of the participants.</p></caption></fig>
+<table-wrap><caption><p>Baseline.</p></caption><table><tr><td>45</td></tr></table></table-wrap></sec></sec></body>
+<back><ack><p>We thank the walkers.</p></ack><ref-list><ref id="b1"><mixed-citation>Not read.</mixed-citation></ref>
+</ref-list></back>
+</article>"""
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("We gave 2.5 mg vs. placebo (Fig. 1). Nobody died.", 2),
+        ("Smith et al. found this. We did not.", 2),
+        ("J. B. Brown saw patients. He left.", 2),
+        ("It worked.12 13 We stopped.", 2),
+        ("No stop at all", 1),
+        ("", 0),
+    ],
+)
+def test_sentences_end_where_they_should(text, count):
+    assert len(split_sentences(text)) == count
+
+
+def test_splitting_loses_no_letter():
+    text = "We met (e.g. on Mondays). Was it 3.5 mg? Yes! “Fine.” Dr. A. Smith agreed."
+    assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [("Methods", 1), ("RESULTS", 1), ("2. Methods", 1), ("2.1 Sample size", 2), ("Blinding", 2), ("We walked.", 0)],
+)
+def test_headings_are_recognised_by_their_words(line, level):
+    assert heading_level(line) == level
+
+
+def test_markdown_keeps_sections_and_leaves_out_references_and_tables(tmp_path):
+    document = read_document(write(tmp_path, "report.md", MARKDOWN))
+    texts = {sentence.text: sentence.section for sentence in document.sentences}
+    assert document.title == "Walking for knees: a randomised trial"
+    assert texts["It was kept in sealed envelopes."] == ("Methods", "Randomisation")
+    assert not any("not to be read" in text for text in texts)
+    assert any("rows of tables" in warning for warning in document.warnings)
+    assert any("References" in warning for warning in document.warnings)
+
+
+def test_plain_text_and_markdown_of_one_report_give_the_same_sentences(tmp_path):
+    plain = (
+        MARKDOWN.replace("#", "")
+        .replace("**", "")
+        .replace("[sealed envelopes](https://example.org)", "sealed envelopes")
+    )
+    plain = "\n".join(line.strip() for line in plain.splitlines() if not line.startswith("|"))
+    one = read_document(write(tmp_path, "a.md", MARKDOWN))
+    two = read_document(write(tmp_path, "a.txt", plain))
+    assert [s.text for s in one.sentences] == [s.text for s in two.sentences]
+
+
+def test_jats_keeps_sections_captions_and_back_matter(tmp_path):
+    pytest.importorskip("lxml")
+    document = read_document(write(tmp_path, "report.xml", JATS))
+    found = {sentence.text: sentence.section for sentence in document.sentences}
+    assert document.title == "Walking for knees: a randomised trial"
+    assert found["The assessors were blinded to the group.1"] == ("Methods", "Masking")
+    assert found["Figure 1 Flow of the participants."] == ("Methods", "Masking")
+    assert found["We thank the walkers."][0] == "Back matter"
+    assert "Not read." not in " ".join(found)
+    assert "45" not in " ".join(found)
+
+
+def test_docx_keeps_its_heading_styles(tmp_path):
+    docx = pytest.importorskip("docx")
+    file = docx.Document()
+    file.add_heading("Walking for knees", 0)
+    file.add_heading("Methods", 1)
+    file.add_heading("Sample size", 2)
+    file.add_paragraph("We needed 90 people. They came.")
+    file.save(str(tmp_path / "draft.docx"))
+    document = read_document(tmp_path / "draft.docx")
+    assert document.title == "Walking for knees"
+    assert document.sentences[-1].section == ("Methods", "Sample size")
+
+
+def make_pdf(path, lines, password=None):
+    """A PDF with one page a list of lines, by hand: text of the base font."""
+    pypdf = pytest.importorskip("pypdf")
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+    writer = pypdf.PdfWriter()
+    font = DictionaryObject(
+        {NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1"),
+         NameObject("/BaseFont"): NameObject("/Helvetica")}
+    )  # fmt: skip
+    for page_lines in lines:
+        page = writer.add_blank_page(595, 842)
+        page[NameObject("/Resources")] = DictionaryObject(
+            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
+        )
+        stream = DecodedStreamObject()
+        rows = "".join(f"({line}) Tj T* " for line in page_lines)
+        stream.set_data(f"BT /F1 10 Tf 12 TL 50 800 Td {rows}ET".encode())
+        page[NameObject("/Contents")] = writer._add_object(stream)
+    if password is not None:
+        writer.encrypt(password, algorithm="RC4-128")
+    writer.write(path)
+    return path
+
+
+PAGE = [
+    "Journal of Knees",
+    "Methods",
+    "The participants of the trial were randomised to walk or to rest in equal num-",
+    "bers. The list was made by a statistician and was kept from the staff of the trial.",
+    "Results",
+    "The walkers of the first group had less pain than the others at the end of the trial.",
+]
+
+
+def test_pdf_gives_pages_and_joins_hyphens_and_drops_running_heads(tmp_path):
+    document = read_document(
+        make_pdf(tmp_path / "report.pdf", [[*PAGE, f"It was {word}."] for word in ["true", "old", "new", "odd"]])
+    )
+    texts = [sentence.text for sentence in document.sentences]
+    assert "The participants of the trial were randomised to walk or to rest in equal numbers." in texts
+    assert "Journal of Knees" not in " ".join(texts)
+    assert document.sentences[-1].page == 4
+
+
+def test_an_encrypted_pdf_is_refused(tmp_path):
+    with pytest.raises(DocumentError, match=r"is encrypted\. Save a copy without a password"):
+        read_document(make_pdf(tmp_path / "secret.pdf", [PAGE], password="secret"))
+
+
+def test_a_scanned_pdf_is_refused(tmp_path):
+    with pytest.raises(DocumentError, match=r"0 letters on 3 pages: it is a scan\. Run text recognition"):
+        read_document(make_pdf(tmp_path / "scan.pdf", [[]] * 3))
+
+
+def test_two_thousand_pages_are_refused_quickly(tmp_path):
+    path = make_pdf(tmp_path / "thesis.pdf", [["page"]] * 2000)
+    started = time.perf_counter()
+    with pytest.raises(DocumentError, match="2000 pages; at most 400"):
+        read_document(path)
+    assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".pdf", ".docx", ".xml", ".md"])
+def test_binary_junk_is_refused_in_every_format(tmp_path, suffix):
+    junk = bytes(range(256)) * 40
+    with pytest.raises(DocumentError, match=r"junk\.\w+ "):
+        read_document(write(tmp_path, f"junk{suffix}", junk))
+
+
+@pytest.mark.parametrize("name", ["report.rtf", "report"])
+def test_an_unknown_format_is_named_with_the_known_ones(tmp_path, name):
+    with pytest.raises(DocumentError, match=r"is not a known format; pass one of \.txt"):
+        read_document(write(tmp_path, name, "text"))
+
+
+def test_another_language_is_refused(tmp_path):
+    german = "Die Patienten wurden zufällig einer der beiden Gruppen zugeteilt und über zwölf Wochen behandelt. " * 10
+    with pytest.raises(DocumentError, match="does not look English"):
+        read_document(write(tmp_path, "bericht.txt", german))
+
+
+def test_what_is_not_a_trial_is_doubted(tmp_path):
+    text = "Methods\n\nWe looked at the records of the hospital for all of the patients with a fracture.\n" * 10
+    document = read_document(write(tmp_path, "cohort.txt", text))
+    assert any("may not be a report of a randomised trial" in warning for warning in document.warnings)
+
+
+def test_an_xml_bomb_is_refused_in_no_time(tmp_path):
+    pytest.importorskip("lxml")
+    entities = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+    bomb = f'<?xml version="1.0"?><!DOCTYPE article [<!ENTITY l0 "lol">{entities}]><article><body><p>&l9;</p></body></article>'
+    started = time.perf_counter()
+    with pytest.raises(DocumentError):
+        read_document(write(tmp_path, "bomb.xml", bomb))
+    assert time.perf_counter() - started < 5
+
+
+def test_an_external_entity_is_not_fetched(tmp_path):
+    pytest.importorskip("lxml")
+    secret = write(tmp_path, "secret.txt", "do not read me")
+    text = f'<!DOCTYPE article [<!ENTITY x SYSTEM "file://{secret}">]><article><body><p>The &x; of it.</p></body></article>'
+    with pytest.raises(DocumentError, match="entities"):
+        read_document(write(tmp_path, "spy.xml", text))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_expanded(tmp_path):
+    pytest.importorskip("docx")
+    path = tmp_path / "bomb.docx"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"word/{number}.xml", b"0" * 80_000_000)
+    with pytest.raises(DocumentError, match="expands to 240,000,000 bytes"):
+        read_document(path)
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path):
+    path = tmp_path / "large.txt"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(DocumentError, match="40,000,001 bytes"):
+        read_document(path)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "﻿"])
+def test_an_empty_file_holds_no_sentence(tmp_path, text):
+    with pytest.raises(DocumentError, match="holds no sentence"):
+        read_document(write(tmp_path, "empty.txt", text))
