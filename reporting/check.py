@@ -86,8 +86,8 @@ class Labeller:
 
     @property
     def names(self) -> list[str]:
-        labels = self.model.config.id2label or {}
-        return [str(labels[number]) for number in range(len(labels))]
+        labels = {int(number): str(name) for number, name in (self.model.config.id2label or {}).items()}
+        return [labels[number] for number in range(len(labels))]
 
     @torch.inference_mode()
     def probabilities(self, sentences: Sequence[str], sections: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -171,10 +171,21 @@ def _by_rule(item: Item, document: Document) -> Verdict:
         structured = len(headers & {"introduction", "methods", "results", "discussion"}) >= 3
         status = "reported" if structured else ("partly reported" if abstract else "not found")
         elements = (ElementVerdict(name="headings in the abstract", found=structured),) if abstract else ()
-        return Verdict(item=item, status=status, probability=None, evidence=tuple(abstract[:2]), elements=elements)
+        return Verdict(
+            item=item,
+            status=status,
+            probability=None,
+            evidence=tuple(s for s in abstract if s.text not in s.section)[:2],
+            elements=elements,
+        )
     introduction = sentences("introduction")
     status = "reported" if len(introduction) >= 3 else "not found"
-    return Verdict(item=item, status=status, probability=None, evidence=tuple(introduction[1:3]))
+    return Verdict(
+        item=item,
+        status=status,
+        probability=None,
+        evidence=tuple(s for s in introduction if s.text not in s.section)[:2],
+    )
 
 
 def _happened(item: Item, text: str) -> bool:
@@ -210,7 +221,9 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
         threshold = min(calibration["article_threshold"], calibration["sentence_threshold"])
         for row in (column >= threshold).nonzero().flatten().tolist():
             found[row] = max(found.get(row, 0.0), column[row].item())
-    rows = sorted(sorted(found, key=lambda row: -found[row])[:MAX_EVIDENCE]) if decided else []
+    headings = {row for row in found if document.sentences[row].text in document.sentences[row].section[-1:]}
+    candidates = set(found) - headings or headings  # a heading announces a statement; it is one only for want of better
+    rows = sorted(sorted(candidates, key=lambda row: -found[row])[:MAX_EVIDENCE]) if decided else []
     evidence = tuple(document.sentences[row] for row in rows)
     rates = ErrorRates(
         precision=best["precision"],

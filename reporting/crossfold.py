@@ -39,7 +39,8 @@ class Folds:
     """`spirit_articles` of the other corpus are trained on beside every fold, so that its labels are not forgotten.
 
     With `release`, a last model is trained on all 50 articles and saved to `out/release`; it also labels the validation
-    articles of the other corpus, and 20 of its training articles, on which the thresholds are chosen.
+    articles of the other corpus, and `tune_articles` of its training articles, on which the thresholds are chosen. What the
+    frozen layers read is kept in `out/encoded`; with `read_only` a second process fills that and stops.
     """
 
     init: Path
@@ -48,7 +49,9 @@ class Folds:
     frozen_layers: int = 6
     epochs: float = 12
     spirit_articles: int = 20
+    tune_articles: int = 16
     release: bool = True
+    read_only: bool = False
     learning_rate: float = 1e-4
     head_learning_rate: float = 4e-4
     seed: int = 0
@@ -78,12 +81,29 @@ def main() -> int:
     beside = beside[:: max(1, len(beside) // max(1, options.spirit_articles))][: options.spirit_articles]
     started = time.perf_counter()
 
-    def encode(article: Article) -> EncodedArticle:
-        return encode_article(article, model, processor, options.frozen_layers)
+    cache = options.out / "encoded"
+    cache.mkdir(parents=True, exist_ok=True)
 
+    def encode(article: Article) -> EncodedArticle:
+        path = cache / f"{article.pmcid}.pt"
+        if path.is_file():
+            return EncodedArticle(**torch.load(path, weights_only=True))
+        found = encode_article(article, model, processor, options.frozen_layers)
+        torch.save(vars(found), path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
+        return found
+
+    unused = [article for article in spirit if article.split == "train" and article not in beside]
+    sets = {
+        "spirit_tune": unused[:: max(1, len(unused) // options.tune_articles)][: options.tune_articles],
+        "spirit_valid": [article for article in spirit if article.split == "valid"],
+    }
+    if options.read_only:
+        for article in (*beside, *sets["spirit_valid"], *sets["spirit_tune"], *articles[::-1]):
+            encode(article)
+        return 0
     encoded = {article.pmcid: encode(article) for article in (*articles, *beside)}
     print(f"{len(encoded)} articles read in {time.perf_counter() - started:.0f} s", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
 
     def train_on(kept: list[Article]) -> TrialReportForSentenceLabels:
@@ -110,11 +130,6 @@ def main() -> int:
         trained = train_on(articles)
         save(trained, processor, replace(recipe, out=options.out / "release"))
         numbers = [number for label, number in item_numbers(trained).items() if label.startswith("spirit:")]
-        unused = [article for article in spirit if article.split == "train" and article not in beside]
-        sets = {
-            "spirit_tune": unused[:: max(1, len(unused) // 20)][:20],
-            "spirit_valid": [article for article in spirit if article.split == "valid"],
-        }
         for name, group in sets.items():
             found = {
                 article.pmcid: predict_encoded(trained, encode(article), options.frozen_layers)[:, numbers].numpy()

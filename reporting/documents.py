@@ -265,7 +265,7 @@ def _mark_title(reading: _Reading) -> None:
 def read_jats(path: Path) -> _Reading:
     """JATS XML as PubMed Central gives it. References are left out; tables give their captions."""
     try:
-        from lxml import etree
+        from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] -- compiled, without stubs
     except ImportError as error:
         raise DocumentError("Reading XML needs lxml: pip install 'ctfm[reporting]'.") from error
     parser = etree.XMLParser(
@@ -519,11 +519,11 @@ def to_sentences(reading: _Reading) -> list[Sentence]:
         if any(_REFERENCES.fullmatch(re.sub(r"^[\d.\s]+", "", header)) for header in headers):
             dropped += block.level == 0
             continue
-        run_in = _RUN_IN.match(text) if section_kind(headers) == "abstract" and not block.level else None
-        if run_in:
-            path = [part for part in path if part[0] < 3] + ([(3, run_in[1])] if block.section is None else [])
-            headers = (*headers[:1], run_in[1])
+        in_abstract = section_kind(headers) == "abstract"
         for part in [text] if block.level else split_sentences(text):
+            run_in = _RUN_IN.match(part) if in_abstract and not block.level else None
+            if run_in:
+                headers = (headers[0], run_in[1])
             sentences.append(Sentence(number=len(sentences) + 1, text=part, section=headers, page=block.page))
     if dropped:
         reading.warnings.append(f"{dropped} paragraphs under References were left out.")

@@ -2,7 +2,7 @@
 
     python -m ctfm.reporting.evaluate baselines --out runs/reporting/baselines.json
     python -m ctfm.reporting.evaluate release --folds runs/reporting/folds --out reporting/results.json \\
-        --baselines runs/reporting/baselines.json --checkpoint reporting/checkpoints/default
+        --baselines runs/reporting/baselines.json --checkpoint reporting/checkpoints/default --card reporting/model_card.md
 
 CONSORT-TM: the five published folds, all 34 items that it annotates by sentence. Methods: the articles of the 2021 test
 split, Methods sentences, 17 items. Thresholds for a fold are chosen on the predictions for the other four folds.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -207,7 +207,7 @@ def evaluate_spirit(
         (any_sentence(g), predictions[article.pmcid].max(0, keepdims=True) >= whole)
         for article, (g, _) in zip(valid, pairs, strict=True)
     ]
-    figures = {"articles": len(valid), "items": len(items)}
+    figures: dict[str, Any] = {"articles": len(valid), "items": len(items)}
     for name, group in (("sentence", pairs), ("article", at_articles)):
         micro, macro = micro_macro(*(np.concatenate(part) for part in zip(*group, strict=True)))
         interval = bootstrap_interval(group, lambda g, p: score(g, p).f1)
@@ -311,6 +311,70 @@ def write_checkpoint(source: Path, out: Path, calibration: dict) -> None:
     (out / "calibration.json").write_text(json.dumps(calibration, indent=1) + "\n")
 
 
+def figures_table(results: dict) -> str:
+    """The block of figures in `model_card.md`, from `results.json`."""
+
+    def row(name: str, figures: dict) -> str:
+        cells = [name]
+        for level in ("sentence_at_half", "sentence", "article_at_half", "article"):
+            mean, interval = figures[level]["fold_mean"], figures[level]["pooled_micro_f1_interval"]
+            cells.append(f"{mean['micro_f1']:.3f} ({interval[0]:.3f}-{interval[1]:.3f}) / {mean['macro_f1']:.3f}")
+        absent = figures["article"]["missing"]
+        cells.append(f"{absent['precision']:.2f} / {absent['recall']:.2f} / {absent['f1']:.2f}")
+        return "| " + " | ".join(cells) + " |"
+
+    lines = [
+        "CONSORT-TM, five folds: micro F1 (interval) / macro F1; missing items: precision / recall / F1.",
+        "",
+        "| | Sentences at 0.5 | Sentences | Articles at 0.5 | Articles | Missing items |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {
+        "rules": "Rules alone",
+        "tfidf": "TF-IDF, headers, neighbours",
+        "embeddings": "Frozen vectors of the start",
+    }
+    lines += [row(names[key], results["baselines"][key]) for key in names if key in results.get("baselines", {})]
+    lines.append(row("**This model**", results["model"]))
+    lines.append("| PubMedBERT, 110 M (Jiang et al. 2024) | .71 / .67 | - | .90 / .84 | - | - |")
+    methods, spirit = results["methods2021"], results["spirit_validation"]
+    half, chosen = methods["at_half"], methods["thresholds_from_the_other_38"]
+    low, high = chosen["micro_f1_interval"]
+    lines += [
+        "",
+        f"Methods 2021 ({chosen['sentences']} sentences): micro F1 {chosen['f1']:.3f} ({low:.3f}-{high:.3f}), at 0.5 "
+        f"{half['f1']:.3f}; BioBERT (Kilicoglu et al. 2021) .71.",
+        "",
+        f"SPIRIT validation ({spirit['articles']} articles, {spirit['items']} items): sentences micro / macro F1 "
+        f"{spirit['sentence']['f1']:.3f} / {spirit['sentence']['macro_f1']:.3f}, "
+        f"articles {spirit['article']['f1']:.3f} / {spirit['article']['macro_f1']:.3f}, "
+        f"missing items F1 {spirit['missing']['f1']:.3f}. PubMedBERT on the test split, which was not looked at here: "
+        "sentences .742, articles .865.",
+        "",
+        "By item (CONSORT-TM, five folds pooled): sentences precision / recall / F1, articles the same, F1 of the item as "
+        "missing, and in how many of the 50 articles the annotators found it.",
+        "",
+        "| Item | Sentences | F1 interval | Articles | Missing | Articles with it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for item, table in results["per_item"].items():
+        s, a, m = table["sentence"], table["article"], table["missing"]
+        absent = f"{m['f1']:.2f}" if m["support"] else "never missing"
+        lines.append(
+            f"| {item} | {s['precision']:.2f} / {s['recall']:.2f} / {s['f1']:.2f} "
+            f"| {s['f1_interval'][0]:.2f}-{s['f1_interval'][1]:.2f} "
+            f"| {a['precision']:.2f} / {a['recall']:.2f} / {a['f1']:.2f} | {absent} | {a['support']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_card(results: dict, card: Path) -> None:
+    """Puts the figures between the card's two marks."""
+    before, _, rest = card.read_text().partition("<!-- figures -->\n")
+    _, _, after = rest.partition("<!-- /figures -->\n")
+    card.write_text(f"{before}<!-- figures -->\n{figures_table(results)}<!-- /figures -->\n{after}")
+
+
 # ---- command line ----
 
 
@@ -330,6 +394,7 @@ class Release:
     folds: Path
     checkpoint: Path | None = None
     baselines: Path | None = None
+    card: Path | None = None
     data: Path = Path("../shared/trial_reports")
 
 
@@ -353,6 +418,8 @@ def main() -> int:
         results = run_baselines(options)
     else:
         results = release(options.folds, options.data, options.checkpoint, options.baselines)
+        if options.card is not None:
+            write_card(results, options.card)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 

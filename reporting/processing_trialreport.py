@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
@@ -82,7 +83,7 @@ class TrialReportProcessor(ProcessorMixin):
             previous = outer
         return windows, owners, cut
 
-    def __call__(self, sentences=None, sections=None, **kwargs) -> BatchFeature:
+    def __call__(self, sentences: Any = None, sections: Any = None, **kwargs) -> BatchFeature:
         """One report, or a list of reports, with a section path (outermost header first) for every sentence.
 
         Example:

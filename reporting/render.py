@@ -8,7 +8,6 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from .check import STATUSES, OutcomeMatch, Report, Verdict, renumber
@@ -90,7 +89,7 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
         if verdict.note:
             lines.append(f"         {verdict.note}")
         if verdict.evidence and everything:
-            lines.append(textwrap.shorten(f"         {_places(verdict)}", width, placeholder="…").rjust(0))
+            lines.append(" " * 9 + textwrap.shorten(_places(verdict), width - 9, placeholder="…"))
     if len(lines) == 3:
         lines.append("Every item that applies was found.")
     lines.append("")
@@ -256,7 +255,7 @@ def _submission_place(verdict: Verdict) -> str:
 
 def html(report: Report) -> str:
     """One file without outside resources: a click on an item shows its sentences in the text."""
-    template = (files(__package__) / "report.html").read_text(encoding="utf-8")
+    template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     owners: dict[int, list[str]] = {}
     rows = []
     for verdict in report.verdicts:
@@ -269,6 +268,8 @@ def html(report: Report) -> str:
         if sentence.section != header:
             header = sentence.section
             body.append(f"</p><h3>{escape.escape(' › '.join(header) or 'No section')}</h3><p>")
+        if header and sentence.text == header[-1]:
+            continue  # a heading is a sentence to the model; the reader has just seen it
         items = " ".join(owners.get(sentence.number, []))
         marked = f' class="e" data-items="{escape.escape(items)}" title="{escape.escape(items)}"' if items else ""
         body.append(f'<span id="s{sentence.number}"{marked}>{escape.escape(sentence.text)}</span> ')

@@ -187,12 +187,15 @@ def encode_article(
         batch["input_ids"].split(8), batch["attention_mask"].split(8), batch["token_sentences"].split(8), strict=True
     ):
         longest = int(mask.sum(1).max())
-        states = model.encode_tokens(
-            model.embeddings(ids[:, :longest]), mask[:, :longest], slice(0, frozen_layers)
-        ).bfloat16()
+        states = model.encode_tokens(model.embeddings(ids[:, :longest]), mask[:, :longest], slice(0, frozen_layers))
         for state, row, length in zip(states, owner, mask.sum(1).tolist(), strict=True):
-            hidden_states.append(state[:length].clone())
-            owners.append(row[:length].clone())
+            state, row = state[:length], row[:length]
+            if frozen_layers >= len(model.layers):  # nothing above needs tokens: a sentence's mean stands for them
+                own = row[row >= 0].unique()
+                state = torch.stack([state[row == number].mean(0) for number in own])
+                row = own
+            hidden_states.append(state.bfloat16().clone())
+            owners.append(row.clone())
     return EncodedArticle(
         hidden_states=hidden_states,
         owners=owners,
