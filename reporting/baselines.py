@@ -4,7 +4,7 @@ Scores are probabilities `(s, l)` for the sentences of the test articles, so tha
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,7 +166,9 @@ def predict_tfidf(train: Sequence[Article], test: Sequence[Article]) -> NDArray[
     return _fit_each_item(inputs, np.concatenate([gold(article) for article in train]), outputs, 10.0)
 
 
-def predict_embeddings(train: Sequence[Article], test: Sequence[Article], embed) -> NDArray[np.float64]:
+def predict_embeddings(
+    train: Sequence[Article], test: Sequence[Article], embed: Callable[[Article], NDArray[np.float64]]
+) -> NDArray[np.float64]:
     """Logistic regression on frozen sentence vectors, with those of the neighbours and the kind of section.
 
     `embed` turns an article into `(s, e)`.
@@ -183,7 +185,31 @@ def predict_embeddings(train: Sequence[Article], test: Sequence[Article], embed)
     outputs = np.concatenate([features(article) for article in test])
     mean, std = inputs.mean(0), inputs.std(0) + 1e-6
     targets = np.concatenate([gold(article) for article in train])
-    return _fit_each_item((inputs - mean) / std, targets, (outputs - mean) / std, 0.01)
+    return _fit_all_items((inputs - mean) / std, targets, (outputs - mean) / std)
+
+
+def _fit_all_items(
+    inputs: NDArray[np.float64], targets: NDArray[np.bool_], outputs: NDArray[np.float64], ridge: float = 1e-3
+) -> NDArray[np.float64]:
+    """Logistic regressions of all items at once, with a ridge penalty, by L-BFGS: dense features are slow one by one."""
+    import torch
+
+    x, y = torch.as_tensor(inputs, dtype=torch.float32), torch.as_tensor(targets, dtype=torch.float32)
+    weight = torch.zeros(x.shape[1], y.shape[1], requires_grad=True)
+    bias = torch.full((y.shape[1],), -4.0, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="none")
+        loss = losses.mean(0).sum() + ridge * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        logits = torch.as_tensor(outputs, dtype=torch.float32) @ weight + bias
+    return logits.sigmoid().double().numpy()
 
 
 def _fit_each_item(inputs, targets: NDArray[np.bool_], outputs, inverse_regularisation: float) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ split, Methods sentences, 17 items. Thresholds for a fold are chosen on the pred
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from .baselines import gold, predict_rules, predict_tfidf
+from .baselines import gold, predict_embeddings, predict_rules, predict_tfidf
 from .corpora import CONSORT_ITEMS, METHODS_ITEMS, Article, in_methods, load_consort, load_spirit
 from .metrics import (
     best_threshold,
@@ -380,9 +381,10 @@ def write_card(results: dict, card: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """Rules alone and TF-IDF on the five folds."""
+    """Rules alone and TF-IDF on the five folds; with `encoded`, the folder of `crossfold`, frozen vectors too."""
 
     out: Path
+    encoded: Path | None = None
     data: Path = Path("../shared/trial_reports")
 
 
@@ -398,10 +400,23 @@ class Release:
     data: Path = Path("../shared/trial_reports")
 
 
+def read_vectors(folder: Path, article: Article) -> NDArray[np.float64]:
+    """`(s, e)`: an article's sentence vectors as the frozen encoder left them."""
+    import torch
+
+    stored = torch.load(folder / f"{article.pmcid}.pt", weights_only=True)
+    vectors = torch.zeros(len(article.sentences), stored["hidden_states"][0].shape[-1])
+    vectors[torch.cat(stored["owners"])] = torch.cat(stored["hidden_states"]).float()
+    return vectors.double().numpy()
+
+
 def run_baselines(options: Baselines) -> dict:
     articles = load_consort(options.data)
-    results = {}
-    for name, predict in (("rules", predict_rules), ("tfidf", predict_tfidf)):
+    results = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    methods = {"rules": predict_rules, "tfidf": predict_tfidf}
+    if options.encoded is not None:
+        methods = {"embeddings": partial(predict_embeddings, embed=partial(read_vectors, options.encoded))}
+    for name, predict in methods.items():
         predictions = cross_validate(articles, predict)
         results[name] = evaluate_predictions(articles, predictions)
         save_predictions(predictions, options.out.with_suffix(f".{name}.npz"))
