@@ -18,7 +18,7 @@ setup: .venv/.done
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[io,train,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[io,train,reporting,dev]"
 	@touch .venv/.done
 
 demo: setup

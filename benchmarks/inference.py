@@ -7,7 +7,9 @@ Every path runs in a process of its own (peak memory is the process's) on the sa
 - plain   the scan is resampled whole, every crop is encoded, queries and keys-with-values are separate products, rotary
           tables are rebuilt in every layer, nothing is reused. What the exact path is compared with.
 - exact   what `CTFMVisionModel` does: float32, crops of air encoded once.
-- fast    the same with 8-bit integer products (`to_int8`) on CPUs, bfloat16 on GPUs.
+- fast    the same with 8-bit integer products (`to_int8`).
+- body    fast, and only the patches that hold body are encoded (`air_patch_level`): other features, for weights that were
+          trained so; its cosine says how far they are from these.
 
 `cosine` and `difference` compare the scan's features with the plain path's (with the first path's, where plain is left
 out). Without a checkpoint the weights are random, so they say how far arithmetic goes astray, not what it costs in
@@ -42,7 +44,7 @@ SIZES = {
     },
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1536},
 }
-PATHS = ("plain", "exact", "fast")
+PATHS = ("plain", "exact", "fast", "body")
 
 
 def build(name: str) -> tuple[CTFMVisionModel, CTFMImageProcessor]:
@@ -50,7 +52,11 @@ def build(name: str) -> tuple[CTFMVisionModel, CTFMImageProcessor]:
         model = AutoModel.from_pretrained(name)
         return getattr(model, "vision_model", model).eval(), AutoImageProcessor.from_pretrained(name)
     torch.manual_seed(0)
-    return CTFMVisionModel(CTFMVisionConfig(**SIZES[name], layerscale_value=0.3)).eval(), CTFMImageProcessor()
+    model = CTFMVisionModel(CTFMVisionConfig(**SIZES[name], layerscale_value=0.3)).eval()
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):  # zero biases leave air at exactly zero, which no trained model does
+            nn.init.normal_(parameter, std=0.02)
+    return model, CTFMImageProcessor()
 
 
 class Stages:
@@ -124,14 +130,20 @@ def run(file: str, path: str, model_name: str, spacing: str, threads: int, featu
                 layer.attention = PlainAttention(
                     layer.attention, model.config.rope_theta, model.config.num_prefix_tokens
                 )
-        if path == "fast":
+        if path in ("fast", "body"):
             model.to_int8()
+        if path == "body":
+            model.config.air_patch_level = 0.05  # -900 HU
     with stages("read"):
         volume = read_volume(file)
+    air = None
+    if path == "plain":  # the crops that count as air are part of the processor's definition, so plain has them too
+        air = [not crop.any() for crop in processor(volume, spacing=spacing).pixel_values[0]]
     with stages("preprocess"):
         if path == "plain":
             geometry = processor.lay_grid(volume, processor.spacing if spacing == "scan" else None)
             pixel_values = resample_whole(volume, processor, geometry)
+            pixel_values[0, air] = 0
             crop_grid = torch.tensor([geometry.crop_grid])
         else:
             inputs = processor(volume, spacing=spacing)
@@ -204,7 +216,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scans = [compare(file, options, Path(folder)) for file in options.files]
     machine = {"processor": platform.processor() or platform.machine(), "threads": options.threads}
-    print(json.dumps({"model": options.model, "machine": machine | {"torch": torch.__version__}, "scans": scans}, indent=2))
+    print(
+        json.dumps(
+            {"model": options.model, "machine": machine | {"torch": torch.__version__}, "scans": scans}, indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

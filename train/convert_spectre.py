@@ -393,7 +393,7 @@ Trained at {spacing} mm (depth, height, width), window -1000 to 1000 HU.
 def save(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, tokenizer: str | None) -> None:
     """Writes weights, code, processor and card to `out`, which `from_pretrained` then loads."""
     model.save_pretrained(out)
-    image_processor = CTFMImageProcessor()
+    image_processor = CTFMImageProcessor(air_hu=-1000.0)  # SPECTRE saw the scanner's noise in air, so noise stays
     if isinstance(model, CTFMModel) and tokenizer is not None:
         CTFMProcessor(image_processor, AutoTokenizer.from_pretrained(tokenizer, padding_side="left")).save_pretrained(
             out
