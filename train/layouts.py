@@ -1,0 +1,323 @@
+"""Folder as its publisher laid it out -> `ScanSource`s: where each scan lies and what is said about it.
+
+Nothing is read here but names and tables. A layout that keeps several reconstructions of one scan gives them one `group`;
+`prepare` takes the one with the highest `preference` unless asked for all.
+"""
+
+import ast
+import csv
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ..volume_ctfm import VolumeError, list_series
+
+FILES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".zip")
+CT_RATE_NAME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)\.nii\.gz")
+# 25,692 scans have 50,188 reconstructions; files under *_fixed were corrected by the authors (their data_correction_note).
+CT_RATE_SPLITS = {"train": ("train", "train"), "valid": ("validation", "valid")}  # spelling of reports, of labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedFacts:
+    """What a table beside the scans says about a file's values and geometry.
+
+    Args:
+        slope, intercept: of the rescale that the file may or may not have gone through; None where nothing is said.
+        spacing: mm, `(depth, height, width)`.
+        header_is_right: the publisher corrected the file, so where both differ, the table is what is wrong.
+    """
+
+    slope: float | None = None
+    intercept: float | None = None
+    spacing: tuple[float, float, float] | None = None
+    header_is_right: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSource:
+    """One scan to prepare.
+
+    Args:
+        path: what `read_volume` opens; series_uid: which series of it.
+        name: distinguishes the scan in its data set on any machine; patient: who it is of; neither is written anywhere in
+            the clear.
+        group: scans of one group are reconstructions of one scan; empty where a layout does not say.
+        refused: why the publisher's own lists leave this scan out.
+    """
+
+    path: Path
+    name: str
+    patient: str
+    series_uid: str | None = None
+    group: str = ""
+    preference: tuple[float, ...] = ()
+    report: str = ""
+    labels: dict[str, float] = field(default_factory=dict)
+    split: str = ""
+    region: str = ""
+    stated: StatedFacts = StatedFacts()
+    refused: str = ""
+
+
+# --- any folder, any table -----------------------------------------------------------------------------------------------
+
+
+def find_folder(root: Path) -> list[ScanSource]:
+    """A folder of studies: each file with a scan's ending is one, and so is each series of a folder of other files. The
+    folder directly under `root` is the patient."""
+    return [
+        ScanSource(path=path, series_uid=uid, name=f"{_inside(root, path)}#{uid or ''}", patient=_first(root, path))
+        for path, uid in _walk(root)
+    ]
+
+
+def find_csv(table: Path) -> list[ScanSource]:
+    """A table with the columns path (relative to it) and, as far as known, report, patient, split, region, series_uid.
+    Every other column is a finding's label: a number, or empty where unknown."""
+    known = {"path", "report", "patient", "split", "region", "series_uid"}
+    sources = []
+    for row in read_table(table):
+        uid = row.get("series_uid") or None
+        sources.append(
+            ScanSource(
+                path=table.parent / row["path"],
+                series_uid=uid,
+                name=f"{row['path']}#{uid or ''}",
+                patient=row.get("patient") or row["path"],
+                report=row.get("report", ""),
+                split=row.get("split", ""),
+                region=row.get("region", ""),
+                labels=_labels({name: value for name, value in row.items() if name not in known}),
+            )
+        )
+    return sources
+
+
+# --- published layouts ---------------------------------------------------------------------------------------------------
+
+
+def find_ct_rate(root: Path) -> list[ScanSource]:
+    """CT-RATE as on the Hub: dataset/{train,valid}[_fixed]/train_1/train_1_a/train_1_a_1.nii.gz and its tables. The last
+    number is the reconstruction: of one scan the one with the thinnest slices comes first, then the first number."""
+    root = root / "dataset" if (root / "dataset").is_dir() else root
+    sources = []
+    for split, (long_name, short_name) in CT_RATE_SPLITS.items():
+        reports = _by(root / f"radiology_text_reports/{long_name}_reports.csv", "VolumeName")
+        stated = _by(root / f"metadata/{long_name}_metadata.csv", "VolumeName")
+        labels = _by(root / f"multi_abnormality_labels/{short_name}_predicted_labels.csv", "VolumeName")
+        no_chest = root / f"metadata/no_chest_{split}.txt"
+        left_out = {Path(line).name for line in no_chest.read_text().split()} if no_chest.is_file() else set()
+        for folder in (root / split, root / f"{split}_fixed"):
+            for path in sorted(folder.rglob("*.nii.gz")):
+                match = CT_RATE_NAME.fullmatch(path.name)
+                if match is None:
+                    continue
+                facts = _ct_rate_facts(stated.get(path.name, {}), folder.name.endswith("_fixed"))
+                text = reports.get(path.name, {})
+                depth = facts.spacing[0] if facts.spacing else float("inf")
+                sources.append(
+                    ScanSource(
+                        path=path,
+                        name=_inside(root, path),
+                        patient=match[1],
+                        group=f"{match[1]}_{match[3]}",
+                        preference=(float(facts.header_is_right), -depth, -float(match[4])),
+                        report=_sections(findings=text.get("Findings_EN"), impression=text.get("Impressions_EN")),
+                        labels=_labels(labels.get(path.name, {}), besides="VolumeName"),
+                        split=split,
+                        region="chest",
+                        stated=facts,
+                        refused="the publisher lists it as no chest scan" if path.name in left_out else "",
+                    )
+                )
+    return sources
+
+
+def _ct_rate_facts(row: dict[str, str], is_fixed: bool) -> StatedFacts:
+    spacing = None
+    if row.get("XYSpacing") and row.get("ZSpacing"):
+        in_plane = ast.literal_eval(row["XYSpacing"])
+        height, width = in_plane if isinstance(in_plane, list | tuple) else (in_plane, in_plane)
+        spacing = (float(row["ZSpacing"]), float(height), float(width))
+    slope, intercept = (float(row[name]) if row.get(name) else None for name in ("RescaleSlope", "RescaleIntercept"))
+    return StatedFacts(slope=slope, intercept=intercept, spacing=spacing, header_is_right=is_fixed)
+
+
+def find_merlin(root: Path) -> list[ScanSource]:
+    """Merlin as Stanford AIMI hands it out: merlin_data/*.nii.gz, reports_final*.xlsx (study id, Findings, Impressions,
+    Split), zero_shot_findings_disease_cls.csv (1 found, 0 negated, -1 not mentioned). One series a study; the patient is
+    not published, so a study stands for one."""
+    root = root / "merlinabdominalctdataset" if (root / "merlinabdominalctdataset").is_dir() else root
+    tables = sorted([*root.glob("reports_final*.xlsx"), *root.glob("reports_final*.csv")])
+    reports = _by(tables[-1], "study id") if tables else {}
+    labels = _by(root / "zero_shot_findings_disease_cls.csv", "study id")
+    sources = []
+    for path in _scans_in(root / "merlin_data"):
+        study = _stem(path)
+        text = reports.get(study, {})
+        sources.append(
+            ScanSource(
+                path=path,
+                name=_inside(root, path),
+                patient=study,
+                report=_sections(findings=text.get("Findings"), impression=text.get("Impressions")),
+                labels={k: v for k, v in _labels(labels.get(study, {}), besides="study id").items() if v >= 0},
+                split=text.get("Split", ""),
+                region="abdomen",
+            )
+        )
+    return sources
+
+
+def find_inspect(root: Path) -> list[ScanSource]:
+    """INSPECT as Stanford AIMI hands it out: CTPA/<image_id>.nii.gz, and study_mapping, impressions, labels and splits as
+    dated .tsv, joined by impression_id."""
+    mapping = _by(_latest(root, "study_mapping_*.tsv"), "image_id")
+    texts = _by(_latest(root, "impressions_*.tsv"), "impression_id")
+    labels = _by(_latest(root, "labels_*.tsv"), "impression_id")
+    splits = _by(_latest(root, "splits_*.tsv"), "impression_id")
+    sources = []
+    for path in _scans_in(root / "CTPA"):
+        study = mapping.get(_stem(path), {})
+        key = study.get("impression_id", "")
+        sources.append(
+            ScanSource(
+                path=path,
+                name=_inside(root, path),
+                patient=study.get("person_id") or _stem(path),
+                report=_sections(findings=None, impression=texts.get(key, {}).get("impressions")),
+                labels=_labels({k: v for k, v in labels.get(key, {}).items() if not k.endswith("_id")}),
+                split=splits.get(key, {}).get("split", ""),
+                region="chest",
+            )
+        )
+    return sources
+
+
+def find_nlst(root: Path) -> list[ScanSource]:
+    """NLST as TCIA hands it out: <patient>/<study>/<series>/*.dcm, no reports. The series of a study are reconstructions
+    of one breath hold: the one with the most slices comes first."""
+    root = root / "NLST" if (root / "NLST").is_dir() else root
+    return [
+        ScanSource(
+            path=path,
+            series_uid=uid,
+            name=f"{_inside(root, path)}#{uid or ''}",
+            patient=_first(root, path),
+            group="/".join(path.relative_to(root).parts[:2]),
+            preference=(float(sum(1 for _ in path.iterdir())) if path.is_dir() else 0.0,),
+            region="chest",
+        )
+        for path, uid in _walk(root)
+    ]
+
+
+LAYOUTS: dict[str, Callable[[Path], list[ScanSource]]] = {
+    "folder": find_folder,
+    "csv": find_csv,
+    "ct-rate": find_ct_rate,
+    "merlin": find_merlin,
+    "inspect": find_inspect,
+    "nlst": find_nlst,
+}
+
+
+# --- tables and names ----------------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a .csv, .tsv or the first sheet of an .xlsx."""
+    if path.suffix == ".xlsx":
+        return _read_sheet(path)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        return [{key: value or "" for key, value in row.items() if key is not None} for row in rows]
+
+
+def _read_sheet(path: Path) -> list[dict[str, str]]:
+    space = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
+    with zipfile.ZipFile(path) as book:
+        shared: list[str] = []
+        if "xl/sharedStrings.xml" in book.namelist():
+            items = ElementTree.fromstring(book.read("xl/sharedStrings.xml")).findall("m:si", space)
+            shared = ["".join(part.text or "" for part in item.iterfind(".//m:t", space)) for item in items]
+        sheet = ElementTree.fromstring(book.read("xl/worksheets/sheet1.xml"))
+    rows = []
+    for row in sheet.iterfind(".//m:row", space):
+        cells = {}
+        for cell in row.iterfind("m:c", space):
+            text = "".join(part.text or "" for part in [*cell.iterfind("m:v", space), *cell.iterfind(".//m:t", space)])
+            column = re.sub(r"\d", "", cell.get("r", ""))
+            cells[column] = shared[int(text)] if cell.get("t") == "s" and text else text
+        rows.append(cells)
+    names = rows[0] if rows else {}
+    return [{name: row.get(column, "") for column, name in names.items()} for row in rows[1:]]
+
+
+def _by(path: Path | None, column: str) -> dict[str, dict[str, str]]:
+    """Rows by one column, the first of equals; no rows where there is no table."""
+    found: dict[str, dict[str, str]] = {}
+    if path is not None and path.is_file():
+        for row in read_table(path):
+            found.setdefault(row[column], row)
+    return found
+
+
+def _latest(root: Path, pattern: str) -> Path | None:
+    return max(root.glob(pattern), default=None)
+
+
+def _labels(row: dict[str, str], besides: str = "") -> dict[str, float]:
+    labels = {}
+    for name, value in row.items():
+        text = value.strip().lower()
+        if name == besides or not text:
+            continue
+        if text in ("true", "false"):
+            labels[name] = float(text == "true")
+        elif re.fullmatch(r"[-+]?\d+(\.\d+)?", text):
+            labels[name] = float(text)
+    return labels
+
+
+def _sections(*, findings: str | None, impression: str | None) -> str:
+    parts = (("Findings", findings), ("Impression", impression))
+    return "\n".join(f"{name}: {text.strip()}" for name, text in parts if text and text.strip())
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
+    for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        whole = [path for path in files if path.name.lower().endswith(FILES)]
+        yield from ((path, None) for path in whole)
+        if len(files) > len(whole):
+            yield from ((folder, uid) for uid in _series_of(folder))
+
+
+def _series_of(folder: Path) -> list[str | None]:
+    """The series of one folder; None for all of it where there is no choice, or no way to read it, which is found later."""
+    try:
+        series = [found.series_uid for found in list_series(folder) if not found.left_out_because]
+    except VolumeError:
+        return [None]
+    return [None] if len(series) <= 1 else list(series)
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.name.lower().endswith(FILES))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _inside(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _first(root: Path, path: Path) -> str:
+    return path.relative_to(root).parts[0] if path != root else "."
