@@ -38,19 +38,20 @@ from .train import (
 class Folds:
     """`spirit_articles` of the other corpus are trained on beside every fold, so that its labels are not forgotten.
 
-    With `release`, a last model is trained on all 50 articles and saved to `out/release`; it also labels the validation
-    articles of the other corpus, and `tune_articles` of its training articles, on which the thresholds are chosen. What the
-    frozen layers read is kept in `out/encoded`; with `read_only` a second process fills that and stops.
+    Two processes may share the `parts`. In `release` a last model is trained on all 50 articles and saved to
+    `out/release`; it also labels the validation articles of the other corpus, and `tune_articles` of its training
+    articles, on which the thresholds are chosen. What the frozen layers read is kept in `out/encoded`; with `read_only` a
+    second process fills that and stops.
     """
 
     init: Path
     out: Path
     data: Path = Path("../shared/trial_reports")
     frozen_layers: int = 6
-    epochs: float = 12
-    spirit_articles: int = 20
-    tune_articles: int = 16
-    release: bool = True
+    epochs: float = 8
+    spirit_articles: int = 10
+    tune_articles: int = 14
+    parts: tuple[str, ...] = ("fold0", "fold1", "fold2", "fold3", "fold4", "methods2021", "release")
     read_only: bool = False
     learning_rate: float = 1e-4
     head_learning_rate: float = 4e-4
@@ -122,11 +123,13 @@ def main() -> int:
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
 
     for fold in range(5):
-        trained = train_on([article for article in articles if article.fold != fold])
-        predict(trained, [article for article in articles if article.fold == fold], f"fold{fold}")
-    trained = train_on([article for article in articles if article.pmcid not in METHODS_TEST])
-    predict(trained, [article for article in articles if article.pmcid in METHODS_TEST], "methods2021")
-    if options.release:
+        if f"fold{fold}" in options.parts:
+            trained = train_on([article for article in articles if article.fold != fold])
+            predict(trained, [article for article in articles if article.fold == fold], f"fold{fold}")
+    if "methods2021" in options.parts:
+        trained = train_on([article for article in articles if article.pmcid not in METHODS_TEST])
+        predict(trained, [article for article in articles if article.pmcid in METHODS_TEST], "methods2021")
+    if "release" in options.parts:
         trained = train_on(articles)
         save(trained, processor, replace(recipe, out=options.out / "release"))
         numbers = [number for label, number in item_numbers(trained).items() if label.startswith("spirit:")]

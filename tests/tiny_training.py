@@ -1,0 +1,80 @@
+"""Batches and objectives of the smallest size, shared by the tests of training."""
+
+import torch
+from ctfm import CTFMModel
+from ctfm.modeling_ctfm import CTFMLocalModel
+from ctfm.train.alignment import AlignmentBatch, AlignmentConfig, AlignmentObjective
+from ctfm.train.masking import MaskingConfig, draw_token_mask
+from ctfm.train.objective import SelfSupervisionBatch, SelfSupervisionConfig, SelfSupervisionObjective
+from ctfm.train.processes import ALONE, Processes
+
+from tests.tiny import tiny_config, tiny_crops
+
+SELF_SUPERVISION = {
+    "total_steps": 200,
+    "num_prototypes": 32,
+    "head_hidden_size": 24,
+    "head_bottleneck_size": 12,
+    "teacher_temperature_warmup_steps": 60,
+    "frozen_prototype_steps": 0,
+}
+
+
+def tiny_self_supervision(
+    seed: int = 0, processes: Processes = ALONE, vision: dict | None = None, **numbers: object
+) -> SelfSupervisionObjective:
+    torch.manual_seed(seed)
+    local_model = CTFMLocalModel(tiny_config(initializer_range=0.2, **(vision or {})).vision_config)
+    config = SelfSupervisionConfig(**SELF_SUPERVISION | numbers)  # type: ignore[arg-type]
+    return SelfSupervisionObjective(local_model, config, processes).train()
+
+
+def tiny_views(crops: int = 4, seed: int = 0, local_views: int = 3) -> SelfSupervisionBatch:
+    """Crops that differ, and views of them that differ a little; 2 x 2 x 4 and 1 x 2 x 2 patches."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.rand(crops, 1, 8, 16, 32, generator=generator)
+    views = base + 0.2 * torch.rand(2, *base.shape, generator=generator)
+    corner = base[..., :4, :16, :16]
+    local = corner + 0.2 * torch.rand(local_views, *corner.shape, generator=generator)
+    mask = draw_token_mask(2 * crops, (2, 2, 4), MaskingConfig(smallest_block=2), generator)
+    return SelfSupervisionBatch(global_views=views, local_views=local, token_mask=mask.unflatten(0, (2, crops)))
+
+
+def part_of_views(batch: SelfSupervisionBatch, part: slice) -> SelfSupervisionBatch:
+    return SelfSupervisionBatch(
+        global_views=batch.global_views[:, part],
+        local_views=batch.local_views[:, part],
+        token_mask=batch.token_mask[:, part],
+    )
+
+
+def tiny_alignment(
+    seed: int = 0, processes: Processes = ALONE, vision: dict | None = None, **claims: bool
+) -> AlignmentObjective:
+    torch.manual_seed(seed)
+    model = CTFMModel(tiny_config(initializer_range=0.2, **(vision or {})))
+    return AlignmentObjective(model, AlignmentConfig(**claims), processes).train()
+
+
+def tiny_pairs(scans: int = 4, seed: int = 0) -> AlignmentBatch:
+    generator = torch.Generator().manual_seed(seed)
+    crop_mask = torch.ones(scans, 8, dtype=torch.bool)
+    crop_grid = torch.tensor([[2, 2, 2]] * scans)
+    crop_mask[-1, 4:], crop_grid[-1] = False, torch.tensor([1, 2, 2])  # the last scan is smaller
+    return AlignmentBatch(
+        input_ids=torch.randint(1, 100, (scans, 6), generator=generator),
+        attention_mask=torch.arange(6)[None] < torch.randint(3, 7, (scans, 1), generator=generator),
+        crop_grid=crop_grid,
+        crop_mask=crop_mask,
+        pixel_values=tiny_crops(scans, seed=seed) * crop_mask[:, :, None, None, None, None],
+    )
+
+
+def part_of_pairs(batch: AlignmentBatch, part: slice) -> AlignmentBatch:
+    return AlignmentBatch(
+        **{name: tensor[part] for name, tensor in vars(batch).items() if tensor is not None}  # type: ignore[arg-type]
+    )
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}

@@ -1,0 +1,182 @@
+"""scans and reports -> sigmoid loss and metrics.
+
+Report alignment (SigLIP, Zhai et al. 2023, arXiv:2303.15343) of a whole `CTFMModel`, with the same interface as
+`objective.py`. It runs in two phases with one lineage of checkpoints, since both have the same state: first the local
+transformer is frozen and its gradients are never computed (its descriptors may come from a cache), then it is trained.
+
+With several processes every process compares its scans with the reports of all, so the gradients are those of one process
+with the whole batch; see `processes.py`. SPECTRE's are not: its text gradients point elsewhere (cosine 0.28).
+"""
+
+# ruff: noqa: F722
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..modeling_ctfm import CTFMModel, CTFMVisionModel, largest
+from .processes import ALONE, Processes
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """What is trained. The loss has no numbers of its own: its scale (from 10) and bias (from -10) are learnt, and their
+    first values are those of SigLIP and SPECTRE in `CTFMConfig`.
+
+    Args:
+        local_is_frozen: the first phase (SPECTRE: 10 of 100 epochs, 5,900 of 59,000 steps).
+        text_is_frozen: keep the text tower as it is and train its projection alone. A tower with adapters (PEFT) freezes
+            itself, so this stays False.
+    """
+
+    local_is_frozen: bool = True
+    text_is_frozen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentBatch:
+    """Scan i belongs to report i. Either voxels or, in the first phase, cached descriptors.
+
+    pixel_values, crop_grid, crop_mask: see `CTFMVisionModel.forward`.
+    descriptors: `(b, g, t, 2e)`, as `CTFMVisionOutput.crop_embeds`.
+    kept_crops: `(b, kept)`, the crops to encode, from `masking.draw_kept_crops`; None for all.
+    input_ids, attention_mask: `(b, tokens)`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    crop_grid: Tensor
+    pixel_values: Tensor | None = None
+    descriptors: Tensor | None = None
+    crop_mask: Tensor | None = None
+    kept_crops: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.pixel_values is None) == (self.descriptors is None):
+            raise ValueError("A batch holds either pixel_values or descriptors, and this one holds both or neither.")
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "AlignmentBatch":
+        """The same batch on another device."""
+        present = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: t.to(device, non_blocking=non_blocking) for name, t in present.items() if t is not None}
+        return replace(self, **moved)
+
+
+def sigmoid_loss(
+    image_embeds: Float[Tensor, "b e"],
+    text_embeds: Float[Tensor, "b e"],
+    logit_scale: Float[Tensor, "1"],
+    logit_bias: Float[Tensor, "1"],
+    processes: Processes = ALONE,
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Scan i belongs to report i alone (arXiv:2303.15343, equation 1), summed over reports, mean over this process's scans.
+
+    Args:
+        image_embeds, text_embeds: of length 1.
+        logit_scale: logarithm of the scale.
+
+    Returns:
+        The loss, and of it the part of the pairs that belong together and of those that do not; share of scans whose own
+        report is the nearest of all.
+    """
+    texts = processes.gather(text_embeds.float())
+    logits = image_embeds.float() @ texts.T * logit_scale.exp() + logit_bias  # (b, count*b)
+    own = torch.zeros_like(logits, dtype=torch.bool)
+    own.diagonal(processes.rank * len(logits)).fill_(True)
+    losses = -nn.functional.logsigmoid(torch.where(own, logits, -logits))
+    loss = losses.sum(1).mean()
+    with torch.no_grad():
+        matched = losses.diagonal(processes.rank * len(logits)).mean()
+        nearest = own.gather(1, logits.argmax(1, keepdim=True)).float().mean()
+    return loss, {
+        "alignment": loss.detach(),
+        "matched": matched,
+        "unmatched": loss.detach() - matched,
+        "nearest_is_own": nearest,
+    }
+
+
+class AlignmentObjective(nn.Module):
+    """See the module. `model` is trained in place.
+
+    The mask token belongs to self-supervision and is frozen here: it has no gradient, which DDP would wait for. Build the
+    objective anew for the second phase, before DDP or FSDP look at what is trainable.
+    """
+
+    def __init__(self, model: CTFMModel, config: AlignmentConfig, processes: Processes = ALONE):
+        super().__init__()
+        self.config, self.processes = config, processes
+        self.model = model
+        local = model.vision_model.local_model
+        local.requires_grad_(not config.local_is_frozen)
+        local.embeddings.mask_token.requires_grad_(False)
+        if config.text_is_frozen:
+            model.text_model.requires_grad_(False)
+
+    @property
+    def inference_model(self) -> CTFMModel:
+        return self.model
+
+    def train(self, mode: bool = True) -> "AlignmentObjective":
+        """What is frozen drops nothing."""
+        super().train(mode)
+        if self.config.local_is_frozen:
+            self.model.vision_model.local_model.eval()
+        if self.config.text_is_frozen:
+            self.model.text_model.eval()
+        return self
+
+    def forward(self, batch: AlignmentBatch) -> tuple[Float[Tensor, ""], Metrics]:
+        model = self.model
+        features = self.encode_scans(batch)
+        image_embeds = nn.functional.normalize(model.visual_projection(features), dim=-1)
+        text = model.get_text_features(batch.input_ids, batch.attention_mask)
+        text_embeds = nn.functional.normalize(text.pooler_output, dim=-1)
+        scale, bias = model.logit_scale, model.logit_bias
+        loss, metrics = sigmoid_loss(image_embeds, text_embeds, scale, bias, self.processes)
+        return loss, metrics | {"logit_scale": scale.detach().exp()[0], "logit_bias": bias.detach()[0]}
+
+    def encode_scans(self, batch: AlignmentBatch) -> Float[Tensor, "b f"]:
+        """Scan features, from the crops that are kept."""
+        vision = self.model.vision_model
+        crops = batch.pixel_values if batch.descriptors is None else batch.descriptors
+        assert crops is not None
+        num_crops, crop_mask, kept = crops.shape[1], batch.crop_mask, batch.kept_crops
+        if kept is not None:
+            scans = torch.arange(len(kept), device=kept.device)[:, None]
+            crops = crops[scans, kept]
+            crop_mask = None if crop_mask is None else crop_mask[scans, kept]
+        if batch.descriptors is None:
+            crops = self.describe(crops)
+        elif not self.config.local_is_frozen:
+            raise ValueError("Cached descriptors cannot train the local transformer; give pixel_values in this phase.")
+        coordinates = vision.descriptor_coordinates(batch.crop_grid, num_crops)
+        if kept is not None:
+            coordinates = coordinates.unflatten(1, (num_crops, -1))[scans, kept].flatten(1, 2)
+        return mix_descriptors(vision, crops, coordinates, crop_mask)
+
+    def describe(self, pixel_values: Float[Tensor, "b g c D H W"]) -> Float[Tensor, "b g t f"]:
+        """Crop descriptors, without a graph in the first phase; also what a cache of descriptors is made with."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.local_is_frozen):
+            return self.model.vision_model.encode_crops(pixel_values, output_tokens=False).pooler_output
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the student here."""
+
+
+def mix_descriptors(
+    vision: CTFMVisionModel,
+    descriptors: Float[Tensor, "b g t f"],
+    coordinates: Float[Tensor, "b gt 3"],
+    crop_mask: Bool[Tensor, "b g"] | None,
+) -> Float[Tensor, "b f2"]:
+    """The part of `CTFMVisionModel.forward` that follows the local transformer."""
+    mask = None if crop_mask is None else crop_mask.repeat_interleave(descriptors.shape[2], 1)
+    if vision.config.global_config is None:
+        return largest(descriptors.flatten(1, 2), mask)
+    output = vision.global_model(descriptors.flatten(1, 2), coordinates, mask, return_dict=True)
+    assert output.pooler_output is not None
+    return output.pooler_output
