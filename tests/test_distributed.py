@@ -43,12 +43,14 @@ def steps_of(case: str, processes: Processes) -> list[Step]:
         optimizer.zero_grad()
         loss, metrics = wrapped(part_of(batch, mine))  # type: ignore[arg-type]
         loss.backward()
+        found = gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # heads of a few numbers have steep ones at the start
         numbers = {"loss": loss.detach()} | metrics
         means = {name: processes.add(value.float()) / processes.count for name, value in numbers.items()}
         optimizer.step()
         model.after_step(step)
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        steps.append({"numbers": means, "gradients": gradients(model), "state": state})
+        steps.append({"numbers": means, "gradients": found, "state": state})
     return steps
 
 
@@ -93,7 +95,10 @@ def test_two_processes_give_loss_gradients_and_state_of_one(case: str, two: list
             for part in ("gradients", "state"):
                 assert found[part].keys() == expected[part].keys()
                 for name, tensor in expected[part].items():
-                    torch.testing.assert_close(found[part][name], tensor, atol=1e-5, rtol=1e-5, msg=f"{part} {name}")
+                    largest = max(1.0, float(tensor.abs().max()))
+                    torch.testing.assert_close(
+                        found[part][name], tensor, atol=1e-5 * largest, rtol=0, msg=f"{part} {name}"
+                    )
             torch.testing.assert_close(found["numbers"]["loss"], expected["numbers"]["loss"], atol=1e-5, rtol=1e-5)
 
 

@@ -193,6 +193,7 @@ def test_teacher_is_the_exact_moving_average_of_the_student() -> None:
     for step in (1, 2):
         optimizer.zero_grad()
         model(tiny_views())[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.after_step(step)
         momentum = 1.0 - 0.1 * (1 + math.cos(math.pi * (step - 1) / 4)) / 2
@@ -347,6 +348,7 @@ def train(model: torch.nn.Module, batch: object, steps: int, learning_rate: floa
         optimizer.zero_grad()
         loss, metrics = model(batch)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.after_step(step)  # type: ignore[operator]
         history.append({name: value.item() for name, value in metrics.items()} | {"loss": loss.item()})
@@ -359,7 +361,10 @@ def test_student_learns_a_batch_by_heart_without_collapse(
     seed: int, centring: MomentumCentringConfig | SinkhornConfig
 ) -> None:
     history = train(tiny_self_supervision(seed, centring=centring), tiny_views(6, seed), 60, 3e-3)
-    print(history[0], history[-1])
+    first, last = history[0], history[-1]
+    assert last["ibot"] < 0.8 * first["ibot"]  # measured over three seeds: 0.34 to 0.59
+    assert last["class_token_spread"] > 0.5 > first["class_token_spread"]  # 0.94 to 0.99
+    assert last["dino_usage_entropy"] > 0.7 * math.log(32)  # 0.84 to 1.00
 
 
 def test_collapse_shows_in_the_metrics() -> None:
@@ -460,8 +465,8 @@ def test_kept_crops_keep_their_place_and_spare_the_encoder_the_others() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_alignment_learns_a_batch_by_heart(seed: int) -> None:
-    history = train(tiny_alignment(seed), tiny_pairs(6, seed), 60, 3e-3)
-    print(history[0], history[-1])
+    history = train(tiny_alignment(seed), tiny_pairs(6, seed), 150, 1e-3)
+    assert history[-1]["alignment"] < 1.5  # pairs that say nothing: 2.70; measured over the seeds: 0.54 to 1.1
 
 
 def test_a_frozen_text_tower_trains_its_projection_alone() -> None:

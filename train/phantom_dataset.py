@@ -1,0 +1,112 @@
+"""Phantoms -> a folder of scans (MetaImage) and table.csv, in the layout `csv` of `prepare`.
+
+    python -m ctfm.train.phantom_dataset FOLDER --num-train 1000 --num-held-out 300 --num-workers 8
+
+Held-out phantoms have seeds of their own, parameters from shifted ranges (other noise, kernels, spacing, sizes, body
+habitus) and reports in sentences that no training report has.
+"""
+
+import csv
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from .phantom import FINDING_NAMES, SHIFTED_RANGES, TRAIN_RANGES, Phantom, make_phantom
+
+FIRST_HELD_OUT_SEED = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomDataset:
+    """What to draw.
+
+    Args:
+        folder: where the scans and table.csv go.
+        num_train: of split "train"; num_held_out: of split "held_out".
+        shape: voxels `(depth, height, width)`; the spacing follows from the coverage, about 5 x 4 x 4 mm here.
+        num_workers: processes; 0 works in this one.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    num_train: int = 1000
+    num_held_out: int = 300
+    shape: tuple[int, int, int] = (64, 96, 96)
+    num_workers: int = 0
+
+
+def plan(dataset: PhantomDataset) -> Iterator[tuple[int, str]]:
+    """Seed and split of every phantom."""
+    yield from ((seed, "train") for seed in range(dataset.num_train))
+    yield from ((FIRST_HELD_OUT_SEED + k, "held_out") for k in range(dataset.num_held_out))
+
+
+def draw(task: tuple[int, str, PhantomDataset]) -> dict[str, object]:
+    """Writes one scan and returns its row of the table."""
+    seed, split, dataset = task
+    torch.set_num_threads(1)
+    wording: Literal["train", "held_out"] = "train" if split == "train" else "held_out"
+    ranges = TRAIN_RANGES if split == "train" else SHIFTED_RANGES
+    phantom = make_phantom(seed, shape=dataset.shape, ranges=ranges, wording=wording)
+    path = dataset.folder / split / f"{seed:07d}.mha"
+    write_mha(phantom, path)
+    row = {"path": f"{split}/{path.name}", "patient": f"phantom {seed}", "split": split}
+    return row | {"report": str(phantom.report)} | {name: phantom.labels[name] for name in FINDING_NAMES}
+
+
+def write_mha(phantom: Phantom, path: Path) -> None:
+    """Writes a phantom's HU, whole or not at all."""
+    to_world = np.diag([-1.0, -1.0, 1.0]) @ phantom.affine[:3, [2, 1, 0, 3]]  # columns (x, y, z), LPS as MetaImage has it
+    spacing = np.linalg.norm(to_world[:, :3], axis=0)
+    directions = (to_world[:, :3] / spacing).T  # one row an axis
+    hu = phantom.hu.cpu().numpy()
+    header = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "False",
+        "TransformMatrix": " ".join(f"{v:g}" for v in directions.ravel()),
+        "Offset": " ".join(repr(float(v)) for v in to_world[:, 3]),
+        "ElementSpacing": " ".join(repr(float(v)) for v in spacing),
+        "DimSize": " ".join(map(str, hu.shape[::-1])),
+        "ElementType": "MET_SHORT",
+        "ElementDataFile": "LOCAL",
+    }
+    partial = path.with_suffix(".partial")
+    text = "".join(f"{name} = {value}\n" for name, value in header.items())
+    partial.write_bytes(text.encode() + hu.astype("<i2").tobytes())
+    os.replace(partial, path)
+
+
+def write_dataset(dataset: PhantomDataset) -> Path:
+    """Draws what is planned and returns the table."""
+    for split in ("train", "held_out"):
+        (dataset.folder / split).mkdir(parents=True, exist_ok=True)
+    tasks = [(seed, split, dataset) for seed, split in plan(dataset)]
+    bar = tqdm(total=len(tasks), unit="phantom", disable=not sys.stderr.isatty())
+    table = dataset.folder / "table.csv"
+    partial = table.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file, bar:
+        writer = csv.DictWriter(file, ["path", "patient", "split", "report", *FINDING_NAMES])
+        writer.writeheader()
+        if dataset.num_workers == 0:
+            rows = map(draw, tasks)
+            writer.writerows(row for row in rows if not bar.update())
+        else:
+            with ProcessPoolExecutor(dataset.num_workers) as pool:
+                writer.writerows(row for row in pool.map(draw, tasks, chunksize=4) if not bar.update())
+    os.replace(partial, table)
+    return table
+
+
+if __name__ == "__main__":
+    print(write_dataset(tyro.cli(PhantomDataset, description=__doc__)))
