@@ -53,7 +53,9 @@ def tiny_alignment(
 ) -> AlignmentObjective:
     torch.manual_seed(seed)
     config = tiny_config(**(vision or {}))
-    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0  # two passes are equal
+    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = (
+        0.0  # two passes are equal
+    )
     model = CTFMModel(config)
     return AlignmentObjective(model, AlignmentConfig(**claims), processes).train()
 

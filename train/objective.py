@@ -232,7 +232,10 @@ class MomentumCentring(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         total, count = self.processes.add(self.waiting_sum), self.processes.add(self.waiting_count)
-        mean = torch.where(count > 0, total / count.clamp(min=1), self.centre)
+        mean = total / count.clamp(min=1)
+        mean = torch.where(
+            (count > 0) & mean.isfinite(), mean, self.centre
+        )  # a step that is skipped must leave no trace
         self.centre.lerp_(mean, 1 - self.momentum)
         self.waiting_sum.zero_()
         self.waiting_count.zero_()

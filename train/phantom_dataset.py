@@ -64,7 +64,9 @@ def draw(task: tuple[int, str, PhantomDataset]) -> dict[str, object]:
 
 def write_mha(phantom: Phantom, path: Path) -> None:
     """Writes a phantom's HU, whole or not at all."""
-    to_world = np.diag([-1.0, -1.0, 1.0]) @ phantom.affine[:3, [2, 1, 0, 3]]  # columns (x, y, z), LPS as MetaImage has it
+    to_world = (
+        np.diag([-1.0, -1.0, 1.0]) @ phantom.affine[:3, [2, 1, 0, 3]]
+    )  # columns (x, y, z), LPS as MetaImage has it
     spacing = np.linalg.norm(to_world[:, :3], axis=0)
     directions = (to_world[:, :3] / spacing).T  # one row an axis
     hu = phantom.hu.cpu().numpy()

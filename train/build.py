@@ -1,0 +1,256 @@
+"""Recipe -> model, tokenizer, image processor; phase -> objective and its batches. What the loop calls without looking in."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..configuration_ctfm import CTFMConfig
+from ..image_processing_ctfm import CTFMImageProcessor
+from ..modeling_ctfm import CTFMModel
+from ..processing_ctfm import CTFMProcessor
+from ..volume_ctfm import Volume
+from .alignment import AlignmentBatch, AlignmentObjective
+from .data import SamplingConfig, Schedule, SourceConfig, StepBatches, hash_numbers, load_crops, load_scans
+from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
+from .masking import draw_kept_crops, draw_token_mask
+from .objective import SelfSupervisionBatch, SelfSupervisionObjective
+from .processes import Processes
+from .recipes import AlignmentPhase, Phase, Recipe, SelfSupervisionPhase
+from .reports import vary_report
+from .shards import Manifest
+from .throughput import alignment_flops, num_tokens, self_supervision_flops, view_tokens
+from .views import cut_scans, make_views
+
+Objective = SelfSupervisionObjective | AlignmentObjective
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+# ---- model ----
+
+
+def build_processor(recipe: Recipe, data: Iterable[SourceConfig]) -> CTFMProcessor:
+    """Image processor and tokenizer; without a `text_start`, word pieces of the training reports."""
+    image_processor = CTFMImageProcessor(**recipe.processor)
+    if recipe.text_start:
+        return CTFMProcessor(image_processor, AutoTokenizer.from_pretrained(recipe.text_start))
+    reports = []
+    for source in data:
+        table = Manifest(source.folder).table.select(["report", "split"]).to_pylist()
+        reports += [row["report"] for row in table if row["split"] == source.split or not source.split]
+    return CTFMProcessor(image_processor, train_tokenizer(reports, recipe.vocabulary))
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """Word pieces in lower case, as BERT's."""
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # Every letter is a piece, so that a word of no report is still read.
+    alphabet = [chr(code) for code in range(32, 127)]
+    backend.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=512,
+        **{f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS},  # type: ignore[arg-type]
+    )
+
+
+def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> CTFMConfig:
+    arguments = dict(recipe.model)
+    if recipe.text_start:
+        arguments["text_config"] = AutoConfig.from_pretrained(recipe.text_start)
+    else:
+        arguments["text_config"] = {
+            **arguments["text_config"],
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    return CTFMConfig(**arguments)
+
+
+def build_model(recipe: Recipe, config: CTFMConfig) -> CTFMModel:
+    """Weights are drawn from the recipe's seed; the text tower is read from `text_start` and given its adapters."""
+    torch.manual_seed(recipe.seed)
+    model = CTFMModel(config)
+    if recipe.text_start:
+        weights = AutoModel.from_pretrained(recipe.text_start, dtype=torch.float32).state_dict()
+        model.text_model.load_state_dict({name: w for name, w in weights.items() if not name.startswith("pooler.")})
+    add_adapters(model, recipe.text_adapter_rank)
+    return model
+
+
+def add_adapters(model: CTFMModel, rank: int) -> None:
+    """LoRA on the attention of the text tower, at SPECTRE's scale of 4, which freezes the rest of it; nothing for rank 0."""
+    if rank:
+        from peft import LoraConfig, get_peft_model
+
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "query", "key", "value"]
+        config = LoraConfig(r=rank, lora_alpha=4 * rank, lora_dropout=0.05, target_modules=names)
+        model.text_model = get_peft_model(model.text_model, config)  # type: ignore[assignment]
+
+
+# ---- phases ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the loop knows of a phase.
+
+    objective: a module, see objective.py; schedule: which samples a step has.
+    load: `(batches, num_workers) -> loader`; make_batch: what the loader gives -> what the objective takes, on the device.
+    sample_flops, sample_tokens: of forward and backward of one sample, for the log.
+    """
+
+    objective: Objective
+    schedule: Schedule
+    load: Callable[[StepBatches, int], Iterable[Any]]
+    make_batch: Callable[[Any], Any]
+    sample_flops: float
+    sample_tokens: float
+
+
+def build_task(
+    phase: Phase,
+    recipe: Recipe,
+    data: tuple[SourceConfig, ...],
+    model: CTFMModel,
+    processor: CTFMProcessor,
+    *,
+    device: torch.device,
+    processes: Processes,
+    cache: Path,
+) -> Task:
+    """`cache` is where the first alignment phase keeps its descriptors."""
+    if isinstance(phase, SelfSupervisionPhase):
+        return build_self_supervision(phase, recipe, data, model, device, processes)
+    return build_alignment(phase, recipe, data, model, processor, device, processes, cache)
+
+
+def build_self_supervision(
+    phase: SelfSupervisionPhase,
+    recipe: Recipe,
+    data: tuple[SourceConfig, ...],
+    model: CTFMModel,
+    device: torch.device,
+    processes: Processes,
+) -> Task:
+    schedule = Schedule(
+        SamplingConfig(
+            sources=data,
+            seed=recipe.seed,
+            global_batch=phase.global_batch,
+            crops_per_scan=phase.crops_per_scan,
+            crop_mm=phase.crop_mm,
+        )
+    )
+    local = model.vision_model.local_model
+    shape = phase.views.global_views
+    depth, height, width = (n // p for n, p in zip(shape.size, local.config.patch_size, strict=True))
+
+    def make_batch(crops: Any) -> SelfSupervisionBatch:
+        views = make_views(crops.to(device), phase.views)
+        # One mask for the micro-batch of all processes, of which each takes its rows: ratios are stratified over them.
+        generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, int(crops.seeds[0]), 3))
+        rows = len(crops.seeds)
+        mask = draw_token_mask(shape.count * rows, (depth, height, width), phase.masking, generator)
+        return SelfSupervisionBatch(
+            global_views=views.global_views.unflatten(0, (shape.count, rows)),
+            local_views=views.local_views.unflatten(0, (phase.views.local_views.count, rows)),
+            token_mask=mask.unflatten(0, (shape.count, rows)),
+        )
+
+    return Task(
+        objective=SelfSupervisionObjective(local, phase.objective, processes).to(device),
+        schedule=schedule,
+        load=lambda batches, num_workers: load_crops(schedule, batches, num_workers=num_workers),
+        make_batch=make_batch,
+        sample_flops=self_supervision_flops(phase, local.config),
+        sample_tokens=view_tokens(phase, local.config),
+    )
+
+
+def build_alignment(
+    phase: AlignmentPhase,
+    recipe: Recipe,
+    data: tuple[SourceConfig, ...],
+    model: CTFMModel,
+    processor: CTFMProcessor,
+    device: torch.device,
+    processes: Processes,
+    cache: Path,
+) -> Task:
+    schedule = Schedule(
+        SamplingConfig(sources=data, seed=recipe.seed, global_batch=phase.global_batch, crops_per_scan=1)
+    )
+    objective = AlignmentObjective(model.to(device), phase.objective, processes)
+    if phase.descriptors_are_cached:
+        encode_sources(schedule, model.vision_model, processor.image_processor, cache, processes)
+        processes.add(torch.zeros(1, device=device))  # until all shards are there
+    dataset = DescriptorDataset(schedule, cache)
+
+    def load(batches: StepBatches, num_workers: int) -> Iterable[Any]:
+        if not phase.descriptors_are_cached:
+            return load_scans(schedule, batches, num_workers=num_workers)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_descriptors, num_workers=num_workers)
+
+    def make_batch(loaded: Any) -> AlignmentBatch:
+        samples, tensors = loaded if phase.descriptors_are_cached else (loaded, None)
+        tensors = tensors or cut_scans(samples, processor.image_processor, device)
+        texts = [vary_report(sample.report, phase.reports, sample.seed) for sample in samples]
+        words = processor.tokenizer(
+            texts, padding=True, truncation=True, max_length=phase.reports.max_tokens, return_tensors="pt"
+        )
+        kept = None
+        if phase.kept_crops < 1:
+            generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, samples[0].seed, 4))
+            kept = draw_kept_crops(tensors["crop_mask"].cpu(), phase.kept_crops, generator)
+        batch = AlignmentBatch(
+            input_ids=words["input_ids"], attention_mask=words["attention_mask"].bool(), kept_crops=kept, **tensors
+        )
+        return batch.to(device, non_blocking=True)
+
+    vision, crops = model.vision_model.config, mean_crops(schedule, processor.image_processor)
+    crop_size = tuple(processor.image_processor.crop_size)
+    return Task(
+        objective=objective,
+        schedule=schedule,
+        load=load,
+        make_batch=make_batch,
+        sample_flops=alignment_flops(phase, vision, crop_size, crops),
+        sample_tokens=phase.kept_crops * crops * num_tokens(vision, crop_size),
+    )
+
+
+def mean_crops(schedule: Schedule, processor: CTFMImageProcessor, num_scans: int = 32) -> float:
+    """Crops of a scan, of the first scans of a run."""
+    counts = []
+    for number in range(num_scans):
+        draw = schedule.draw(number)
+        scan = schedule.manifests[draw.source][draw.row]
+        volume = Volume(hu=np.broadcast_to(np.int16(0), scan.shape), affine=scan.affine)
+        spacing = None if processor.spacing == "native" else [float(mm) for mm in processor.spacing]
+        counts.append(math.prod(processor.lay_grid(volume, spacing).crop_grid))
+    return sum(counts) / num_scans
+
+
+def trained_parameters(objective: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices, which decay, and the rest, which does not: biases, norms, scales, tokens."""
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    return [p for p in trained if p.ndim >= 2 and p.shape[0] > 1], [p for p in trained if p.ndim < 2 or p.shape[0] == 1]

@@ -1,0 +1,187 @@
+"""Training state <-> folder, and folder -> Hub files.
+
+    python -m ctfm.train.checkpoint runs/x/checkpoints/alignment-0001500 EXPORTED
+
+    OUT/recipe.json            what decides the run
+    OUT/processor/             image processor and tokenizer
+    OUT/checkpoints/PHASE-STEP/objective.safetensors   student, teacher, heads, centres, step; or the whole dual encoder
+                               optimizer.safetensors   moments and steps, by parameter name
+                               state.json              phase, step, data position, counters
+
+A folder has its final name only when all its files are on disk, so a run that is killed while it saves goes on from the one
+before. Nothing in it depends on the number of processes. There is no random state: every draw of a step comes from the
+recipe's seed and the step's number.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..configuration_ctfm import CTFMConfig
+from ..image_processing_ctfm import CTFMImageProcessor
+from ..modeling_ctfm import CTFMModel, CTFMVisionModel
+from ..processing_ctfm import CTFMProcessor
+from .build import add_adapters
+from .recipes import Recipe
+
+NAME = re.compile(r"(.+)-(\d{7})")
+TEACHER = "teacher.backbone."
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands: `step` of the phase, counting the optimizer's steps, and what the loop counted."""
+
+    phase: str
+    step: int
+    data: dict[str, Any]
+    counters: dict[str, Any]
+
+
+# ---- save and load: every process calls them ----
+
+
+def save_state(
+    folder: Path, position: Position, objective: nn.Module, optimizer: torch.optim.Optimizer, *, is_main: bool
+) -> Path:
+    """Writes `folder/PHASE-STEP` and returns it. Sharded parameters are collected; the main process writes."""
+    model_state = get_model_state_dict(objective, options=FULL)
+    optimizer_state = get_optimizer_state_dict(objective, optimizer, options=FULL)
+    path = folder / f"{position.phase}-{position.step:07d}"
+    if is_main and not path.is_dir():
+        partial = folder / f".{path.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(own_memory(model_state), partial / "objective.safetensors")
+        tensors = {name: value for name, value in optimizer_state.items() if isinstance(value, torch.Tensor)}
+        save_file(own_memory(tensors), partial / "optimizer.safetensors")
+        numbers = {name: value for name, value in optimizer_state.items() if name not in tensors}
+        (partial / "state.json").write_text(json.dumps(asdict(position) | {"optimizer": numbers}, indent=1))
+        for file in partial.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        os.replace(partial, path)
+    return path
+
+
+def own_memory(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def load_state(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+    """Continues `objective` and `optimizer`, on any number of processes."""
+    state = json.loads((path / "state.json").read_text())
+    set_model_state_dict(objective, load_file(path / "objective.safetensors"), options=FULL)
+    optimizer_state = load_file(path / "optimizer.safetensors") | state.pop("optimizer")
+    set_optimizer_state_dict(objective, optimizer, optimizer_state, options=FULL)
+    return Position(**state)
+
+
+def find_checkpoints(folder: Path, phases: list[str]) -> list[Path]:
+    """All that are whole, oldest first."""
+    found = []
+    for path in folder.glob("*-*"):
+        match = NAME.fullmatch(path.name)
+        if match and match[1] in phases and (path / "state.json").is_file():
+            found.append((phases.index(match[1]), int(match[2]), path))
+    return [path for *_, path in sorted(found)]
+
+
+def rotate(folder: Path, recipe: Recipe, keep: int) -> None:
+    """Removes all but the last `keep`; the last of every phase stays, since another lineage may grow from it."""
+    ends = {f"{name}-{phase.steps:07d}" for name, phase in recipe.phases.items()}
+    for path in find_checkpoints(folder, list(recipe.phases))[:-keep]:
+        if path.name not in ends:
+            shutil.rmtree(path)
+
+
+def load_weights(path: Path, model: CTFMModel) -> None:
+    """What a phase leaves to the next: the teacher's local transformer, or the dual encoder."""
+    state = load_file(path / "objective.safetensors")
+    teacher = {name[len(TEACHER) :]: tensor for name, tensor in state.items() if name.startswith(TEACHER)}
+    if teacher:
+        model.vision_model.local_model.load_state_dict(teacher)
+    else:
+        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+
+
+# ---- export ----
+
+
+def check_recipe(out: Path, recipe: Recipe) -> None:
+    """Writes the recipe of a new run; a run that goes on must have the same.
+
+    Raises:
+        ValueError: it has another.
+    """
+    now = json.loads(json.dumps(asdict(recipe)))
+    path = out / "recipe.json"
+    if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text())
+    changed = sorted(name for name in now if now[name] != before.get(name))
+    if changed:
+        raise ValueError(f"{out} holds a run of another recipe ({', '.join(changed)} differ). Take another --out.")
+
+
+def load_exported(path: Path) -> tuple[CTFMVisionModel | CTFMModel, CTFMImageProcessor | CTFMProcessor]:
+    """Model and processor as a checkpoint is published: of self-supervision the teacher's local transformer as a scan encoder
+    without a global one; of alignment the dual encoder, adapters merged."""
+    out = path.parents[1]
+    state = load_file(path / "objective.safetensors")
+    config = CTFMConfig.from_pretrained(out / "model")
+    processor = CTFMProcessor.from_pretrained(out / "processor")
+    teacher = {name[len(TEACHER) :]: tensor for name, tensor in state.items() if name.startswith(TEACHER)}
+    if teacher:
+        config.vision_config.global_config = None
+        vision = CTFMVisionModel(config.vision_config)
+        vision.local_model.load_state_dict(teacher)
+        return vision.eval(), processor.image_processor
+    model = CTFMModel(config)
+    rank = json.loads((out / "recipe.json").read_text())["text_adapter_rank"]
+    add_adapters(model, rank)
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+    if rank:
+        model.text_model = model.text_model.merge_and_unload()  # type: ignore[operator]
+    return model.eval(), processor
+
+
+def export(path: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Checkpoint -> a folder that `from_pretrained` loads, code files included."""
+    model, processor = load_exported(path)
+    model.to(dtype).save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    given = parser.parse_args()
+    export(given.checkpoint, given.out)
+    print(given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Scans -> descriptors of their crops on disk, encoded once by the frozen local transformer for the first alignment phase.
+
+One safetensors file a shard, in the order of the manifest: 85,689 scans of 36 crops at 2 x 1080 numbers of 2 bytes are
+13 GB. Files appear whole, so a killed run goes on with those that are missing.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..image_processing_ctfm import CTFMImageProcessor
+from ..modeling_ctfm import CTFMVisionModel
+from .data import ScanSample, Schedule
+from .processes import Processes
+from .views import cut_scans
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorSample:
+    """A scan as the first alignment phase sees it."""
+
+    number: int
+    seed: int
+    scan_id: str
+    report: str
+    descriptors: Tensor  # (g, t, 2e)
+    crop_grid: Tensor  # (3,)
+
+
+def encode_sources(
+    schedule: Schedule, vision: CTFMVisionModel, processor: CTFMImageProcessor, folder: Path, processes: Processes
+) -> None:
+    """Encodes all scans that the schedule draws from, each shard by one process. Returns when this process is done."""
+    device = next(vision.parameters()).device
+    todo = []
+    for source, (manifest, rows) in enumerate(zip(schedule.manifests, schedule.rows, strict=True)):
+        shards = manifest.table.column("shard").to_numpy()[rows]
+        for shard in dict.fromkeys(shards.tolist()):
+            path = descriptor_path(folder, source, shard)
+            todo.append((path, manifest, rows[shards == shard]))
+    mine = todo[processes.rank :: processes.count]
+    missing = [task for task in mine if not task[0].is_file()]
+    was_training = vision.training
+    vision.eval()
+    for path, manifest, rows in tqdm(missing, desc="descriptors", unit="shard", disable=processes.rank > 0):
+        tensors: dict[str, Tensor] = {}
+        for row in rows:
+            scan = manifest[int(row)]
+            sample = ScanSample(
+                number=0,
+                seed=0,
+                scan_id=scan.scan_id,
+                hu=torch.from_numpy(manifest.read_box(scan, (0, 0, 0), scan.shape)),
+                affine=scan.affine,
+                report="",
+                report_key="",
+                labels={},
+            )
+            found, grid = encode_scan(sample, vision, processor, device)
+            tensors[f"{scan.scan_id}.descriptors"] = found.half().cpu()
+            tensors[f"{scan.scan_id}.crop_grid"] = grid.cpu()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".partial{processes.rank}")
+        save_file(tensors, partial)
+        os.replace(partial, path)
+    vision.train(was_training)
+
+
+@torch.no_grad()
+def encode_scan(
+    sample: ScanSample, vision: CTFMVisionModel, processor: CTFMImageProcessor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Descriptors `(g, t, 2e)` and crop grid `(3,)` of one scan."""
+    cut = cut_scans([sample], processor, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        found = vision.encode_crops(cut["pixel_values"], output_tokens=False).pooler_output
+    return found[0], cut["crop_grid"][0]
+
+
+def descriptor_path(folder: Path, source: int, shard: int) -> Path:
+    return folder / f"{source:02d}" / f"{shard:06d}.safetensors"
+
+
+@lru_cache(maxsize=64)
+def open_descriptors(path: Path) -> safe_open:
+    return safe_open(path, framework="pt")
+
+
+class DescriptorDataset(Dataset[DescriptorSample]):
+    """Sample number -> cached descriptors and report."""
+
+    def __init__(self, schedule: Schedule, folder: Path) -> None:
+        self.schedule, self.folder = schedule, folder
+
+    def __getitem__(self, index: int) -> DescriptorSample:
+        draw = self.schedule.draw(index)
+        scan = self.schedule.manifests[draw.source][draw.row]
+        stored = open_descriptors(descriptor_path(self.folder, draw.source, scan.shard))
+        return DescriptorSample(
+            number=index,
+            seed=draw.seed,
+            scan_id=scan.scan_id,
+            report=scan.report,
+            descriptors=stored.get_tensor(f"{scan.scan_id}.descriptors"),
+            crop_grid=stored.get_tensor(f"{scan.scan_id}.crop_grid"),
+        )
+
+
+def collate_descriptors(samples: Sequence[DescriptorSample]) -> tuple[list[DescriptorSample], dict[str, Tensor]]:
+    """Descriptors of unlike numbers of crops, filled up with zeros that `crop_mask` tells apart."""
+    most = max(len(sample.descriptors) for sample in samples)
+    first = samples[0].descriptors
+    descriptors = torch.zeros(len(samples), most, *first.shape[1:])
+    crop_mask = torch.zeros(len(samples), most, dtype=torch.bool)
+    for row, real, sample in zip(descriptors, crop_mask, samples, strict=True):
+        row[: len(sample.descriptors)] = sample.descriptors.float()
+        real[: len(sample.descriptors)] = True
+    grids = torch.stack([sample.crop_grid for sample in samples])
+    return list(samples), {"descriptors": descriptors, "crop_mask": crop_mask, "crop_grid": grids}

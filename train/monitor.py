@@ -1,0 +1,139 @@
+"""What the loop counts -> log.jsonl, TensorBoard, progress bar; and when a run must not go on.
+
+Numbers stay on the device between rows of the log, so that no step waits for them.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from .build import Task
+from .processes import Processes
+from .recipes import Phase
+from .throughput import peak_flops
+
+MOST_BAD_STEPS = 10  # skipped in a row
+WINDOWS = 20  # rows of the log that a spike is measured against
+FEWEST_WINDOWS = 5
+SPIKE = 1.0  # how far above all of them the loss may lie, in units of their range
+
+
+class TrainingStopped(RuntimeError):
+    """The losses say that going on would spoil the run. The last checkpoint is from before."""
+
+
+class Monitor:
+    """Of one phase. `counters` travel with the checkpoint: losses of the last windows, steps skipped so far."""
+
+    def __init__(
+        self,
+        name: str,
+        out: Path,
+        task: Task,
+        phase: Phase,
+        device: torch.device,
+        processes: Processes,
+        counters: dict[str, Any] | None,
+        step: int,
+    ) -> None:
+        self.name, self.out, self.device, self.processes = name, out, device, processes
+        self.counters: dict[str, Any] = counters or {"windows": [], "skipped_steps": 0}
+        self.sums: dict[str, Tensor] = {}
+        self.bad = torch.zeros(2, device=device)  # skipped since the last row, skipped in a row
+        self.samples_per_step = phase.global_batch
+        self.flops, self.tokens = task.sample_flops, task.sample_tokens
+        self.peak = peak_flops(device)
+        self.wait_s, self.last_step, self.last_time = 0.0, step, time.monotonic()
+        self.writer = None
+        if processes.rank == 0:
+            cut_log(out / "log.jsonl", name, step)
+            self.writer = SummaryWriter(str(out / "tensorboard" / name), purge_step=step + 1)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the loader."""
+        start = time.monotonic()
+        yield
+        self.wait_s += time.monotonic() - start
+
+    def add(self, metrics: dict[str, Tensor], share: float) -> None:
+        for name, value in metrics.items():
+            value = value.detach().float().reshape(()) * share
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def after_step(self, step: int, norm: Tensor, is_bad: Tensor) -> None:
+        self.add({"gradient_norm": norm}, 1.0)
+        self.bad = torch.stack((self.bad[0] + is_bad, (self.bad[1] + is_bad) * is_bad))
+
+    def write(self, step: int, learning_rate: float, bar: tqdm) -> None:
+        """A row of means since the last one, over all processes.
+
+        Raises:
+            TrainingStopped: gradients were not finite for `MOST_BAD_STEPS` steps, or the loss left its range.
+        """
+        names = sorted(self.sums)
+        means = self.processes.add(torch.stack([self.sums[name] for name in names])) / self.processes.count
+        num_steps, now = step - self.last_step, time.monotonic()
+        row = dict(zip(names, (means / num_steps).tolist(), strict=True))
+        skipped, in_a_row = (int(number) for number in self.bad.tolist())
+        self.counters["skipped_steps"] += skipped
+        row |= {"learning_rate": learning_rate, "skipped_steps": self.counters["skipped_steps"]}
+        elapsed = now - self.last_time
+        per_second = num_steps * self.samples_per_step / elapsed
+        speed = {
+            "samples_per_s": per_second,
+            "tokens_per_s": per_second * self.tokens,
+            "waiting_share": self.wait_s / elapsed,
+        }
+        if self.peak is not None:
+            speed["mfu"] = per_second * self.flops / (self.peak * self.processes.count)
+        self.write_row(step, row | speed)
+        bar.set_postfix(loss=f"{row['loss']:.3f}", rate=f"{per_second:.1f}/s")
+        self.sums, self.bad = {}, self.bad * torch.tensor([0.0, 1.0], device=self.device)
+        self.wait_s, self.last_step, self.last_time = 0.0, step, now
+        if in_a_row >= MOST_BAD_STEPS:
+            raise TrainingStopped(
+                f"{self.name}: gradients were not finite in {in_a_row} steps in a row up to step {step}. Start again from "
+                "the last checkpoint with a lower learning rate, or look at the data of these steps."
+            )
+        self.check_loss(row["loss"], step)
+
+    def check_loss(self, loss: float, step: int) -> None:
+        windows = self.counters["windows"]
+        if len(windows) >= FEWEST_WINDOWS:
+            limit = max(windows) + SPIKE * (max(windows) - min(windows))
+            if not loss <= limit:
+                raise TrainingStopped(
+                    f"{self.name}: loss {loss:.4g} at step {step} is above {limit:.4g}, far out of the range of the last "
+                    f"{len(windows)} rows of the log. Start again from the last checkpoint with a lower learning rate."
+                )
+        self.counters["windows"] = [*windows[1 - WINDOWS :], loss]
+
+    def write_probe(self, step: int, found: dict[str, float]) -> None:
+        self.write_row(step, {f"probe/{name}": value for name, value in found.items()})
+        self.last_time = time.monotonic()
+
+    def write_row(self, step: int, values: dict[str, float]) -> None:
+        if self.writer is None:
+            return
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"phase": self.name, "step": step} | values) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+
+def cut_log(path: Path, phase: str, step: int) -> None:
+    """Takes away the rows that a run which goes on will write again."""
+    if not path.is_file():
+        return
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [row for row in rows if row["phase"] != phase or row["step"] <= step]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -1,0 +1,265 @@
+"""Recipe + prepared folders -> checkpoints and a Hub folder. Resumes by itself: start the same command again.
+
+    python -m ctfm.train.pretrain demo --out runs/demo --data runs/prepared
+    accelerate launch --config_file train/launch/accelerate_1x8.yaml -m ctfm.train.pretrain large --out RUN --data PREPARED
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.pretrain demo ...  # CPUs
+
+Every draw of a step depends on the recipe's seed and the step alone, so a run that was killed goes on with the losses it
+would have had, to the bit on the same number of processes. SIGTERM and SIGUSR1 save and leave with code 0, without the file
+OUT/finished. OUT/log.jsonl has a row every `log_every` steps; OUT/exported is what from_pretrained loads.
+"""
+
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ..modeling_ctfm import CTFMLayer
+from .build import Task, build_config, build_model, build_processor, build_task, trained_parameters
+from .checkpoint import (
+    Position,
+    check_recipe,
+    export,
+    find_checkpoints,
+    load_exported,
+    load_state,
+    load_weights,
+    rotate,
+    save_state,
+)
+from .data import SourceConfig, StepBatches, hash_numbers
+from .monitor import Monitor
+from .objective import along_cosine
+from .probe import probe
+from .processes import Processes, all_processes
+from .recipes import RECIPES, OptimizerConfig, Recipe
+from .shards import Manifest
+
+SIGNALS: list[int] = []  # received
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What belongs to this machine and this run, and changes nothing that is learnt.
+
+    Args:
+        recipe: what is learnt.
+        data: prepared folders, each FOLDER or FOLDER@WEIGHT.
+        out: where everything goes.
+        save_every, keep_last: steps between checkpoints, and how many stay beside the last of each phase.
+        log_every: steps between rows of the log; only then does the device wait for the host.
+        probe_every: steps between probes on split "held_out", a multiple of save_every; 0 for none. probe_scans of each split.
+        num_workers: loader processes of every process.
+        checkpoint_activations: of every layer, computed again in the backward pass: less memory, a third more work.
+        compile_layers: every transformer layer through torch.compile.
+        stop_after: seconds after which the run saves and leaves, as if it got SIGTERM.
+    """
+
+    recipe: Recipe
+    out: Path
+    data: tuple[str, ...]
+    save_every: int = 500
+    keep_last: int = 2
+    log_every: int = 10
+    probe_every: int = 0
+    probe_scans: int = 200
+    num_workers: int = 0
+    checkpoint_activations: bool = False
+    compile_layers: bool = False
+    stop_after: float = float("inf")
+
+
+def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: SIGNALS.append(received))
+    run = tyro.extras.overridable_config_cli(
+        {
+            name: (str(make.__doc__), Run(recipe=make(), out=tyro.MISSING, data=tyro.MISSING))
+            for name, make in RECIPES.items()
+        },
+        description=__doc__,
+    )
+    # The objectives keep sums of their own between micro-steps, which no other process may overwrite.
+    settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[settings])
+    pretrain(run, accelerator)
+    accelerator.end_training()
+    return 0
+
+
+def pretrain(run: Run, accelerator: Accelerator) -> bool:
+    """Every phase that is not over. Returns whether the run is finished; it is not after a signal."""
+    recipe, processes = run.recipe, all_processes()
+    leave_at = time.monotonic() + run.stop_after
+    with accelerator.main_process_first():
+        check_recipe(run.out, recipe)
+    data = tuple(read_source(text) for text in run.data)
+    processor = build_processor(recipe, data)
+    model = build_model(recipe, build_config(recipe, processor.tokenizer))
+    if accelerator.is_main_process:
+        processor.save_pretrained(run.out / "processor")
+        model.config.save_pretrained(run.out / "model")
+    checkpoints = find_checkpoints(run.out / "checkpoints", list(recipe.phases))
+    bar = tqdm(total=sum(phase.steps for phase in recipe.phases.values()), unit="step", disable=processes.rank > 0)
+    path = None
+    for name, phase in recipe.phases.items():
+        own = [path for path in checkpoints if path.name.startswith(f"{name}-")]
+        path = own[-1] if own else None
+        if path is None or path.name != f"{name}-{phase.steps:07d}":
+            sources = tuple(replace(source, split=phase.split) for source in data)
+            parts = {"device": accelerator.device, "processes": processes, "cache": run.out / "descriptors"}
+            task = build_task(phase, recipe, sources, model, processor, **parts)
+            path, is_over = train_phase(name, task, run, accelerator, bar, path, leave_at)
+            if not is_over:
+                return False
+        else:
+            bar.update(phase.steps)
+        load_weights(path, model)
+    if accelerator.is_main_process and path is not None:
+        export(path, run.out / "exported")
+        (run.out / "finished").touch()
+    return True
+
+
+def train_phase(
+    name: str, task: Task, run: Run, accelerator: Accelerator, bar: tqdm, start: Path | None, leave_at: float
+) -> tuple[Path, bool]:
+    """Trains one phase from `start`, or from its first step. Returns its last checkpoint, and whether it is over."""
+    recipe, phase, processes = run.recipe, run.recipe.phases[name], all_processes()
+    objective = task.objective.train()
+    if run.checkpoint_activations:
+        objective.model.apply(checkpoint_layers)
+    if run.compile_layers:
+        objective.apply(compile_layer)
+    wrapped, optimizer = accelerator.prepare(objective, build_optimizer(objective, phase.optimizer))
+    step, counters = 0, None
+    if start is not None:
+        position = load_state(start, objective, optimizer.optimizer)
+        step, counters = task.schedule.resume(position.data), position.counters
+    bar.update(step)
+    monitor = Monitor(name, run.out, task, phase, accelerator.device, processes, counters, step)
+    num_micro = phase.global_batch // phase.micro_batch
+    batches = StepBatches(
+        task.schedule,
+        start_step=step,
+        stop_step=phase.steps,
+        batch_size=phase.micro_batch // processes.count,
+        rank=processes.rank,
+        num_processes=processes.count,
+    )
+    loader = iter(task.load(batches, run.num_workers))
+    leave = LeaveTogether(processes, accelerator.device, leave_at)
+    while True:
+        step += 1
+        set_rates(optimizer, phase.optimizer, step, phase.steps)
+        # Dropout and dropped paths: another draw each step and process, the same after a resume.
+        torch.manual_seed(hash_numbers(recipe.seed, list(recipe.phases).index(name), step, processes.rank))
+        for micro in range(num_micro):
+            with monitor.waiting():
+                loaded = next(loader)
+            is_last = micro == num_micro - 1
+            with nullcontext() if is_last else accelerator.no_sync(wrapped), accelerator.autocast():
+                loss, metrics = wrapped(task.make_batch(loaded))
+                accelerator.backward(loss / num_micro)
+            monitor.add(metrics | {"loss": loss.detach()}, share=1 / num_micro)
+        norm = clip_gradients(objective, phase.optimizer.clip_norm)
+        is_bad = step_unless_bad(optimizer, norm)
+        objective.after_step(step)
+        monitor.after_step(step, norm, is_bad)
+        bar.update()
+        leaves = leave.is_agreed() or step == phase.steps
+        if step % run.log_every == 0 or leaves:
+            monitor.write(step, learning_rate=optimizer.param_groups[0]["lr"], bar=bar)
+        if step % run.save_every == 0 or leaves:
+            position = Position(phase=name, step=step, data=task.schedule.state(step), counters=monitor.counters)
+            is_main = accelerator.is_main_process
+            path = save_state(run.out / "checkpoints", position, objective, optimizer.optimizer, is_main=is_main)
+            if is_main:
+                rotate(run.out / "checkpoints", recipe, run.keep_last)
+                if run.probe_every and (step % run.probe_every == 0 or step == phase.steps):
+                    folder = Manifest(read_source(run.data[0]).folder)
+                    monitor.write_probe(step, probe(*load_exported(path), folder, run.probe_scans, run.probe_scans))
+            accelerator.wait_for_everyone()
+            if leaves:
+                accelerator.free_memory()
+                return path, step == phase.steps
+
+
+def read_source(text: str) -> SourceConfig:
+    """`FOLDER` or `FOLDER@WEIGHT`; a scan needs a report where a phase aligns."""
+    folder, _, weight = text.partition("@") if "://" not in text else (text, "", "")
+    return SourceConfig(folder=folder, weight=float(weight or 1))
+
+
+def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    matrices, rest = trained_parameters(objective)
+    groups = [{"params": matrices, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, num_steps: int) -> None:
+    """Learning rate and weight decay of step 1 to `num_steps`, which depend on the step alone."""
+    warm = min(1.0, step / max(config.warmup_steps, 1))
+    since = max(0, step - config.warmup_steps)
+    rate = along_cosine(config.learning_rate, config.last_learning_rate, since, num_steps - config.warmup_steps + 1)
+    decay = along_cosine(config.weight_decay, config.last_weight_decay, step - 1, num_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * warm
+        group["weight_decay"] = decay if group["decays"] else 0.0
+
+
+def clip_gradients(objective: nn.Module, largest: float) -> Tensor:
+    """Scales all gradients to a norm of at most `largest` and returns what it was, without waiting for the device."""
+    norm = torch.nn.utils.clip_grad_norm_([p for p in objective.parameters() if p.grad is not None], largest)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def step_unless_bad(optimizer: AcceleratedOptimizer, norm: Tensor) -> Tensor:
+    """Steps where the norm is finite, and returns 1 where it is not: the fused optimizer decides that on the device."""
+    is_bad = (~norm.isfinite()).float()
+    optimizer.optimizer.found_inf = is_bad  # type: ignore[attr-defined]  # what torch.amp's scaler tells it, too
+    optimizer.step()
+    optimizer.zero_grad()
+    return is_bad
+
+
+def compile_layer(module: nn.Module) -> None:
+    if isinstance(module, CTFMLayer):
+        module.compile()
+
+
+def checkpoint_layers(module: nn.Module) -> None:
+    if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+        module.gradient_checkpointing_enable()
+
+
+class LeaveTogether:
+    """Whether any process was asked to leave. All processes get the same answer, a step later where there are several, so
+    that none waits for it."""
+
+    def __init__(self, processes: Processes, device: torch.device, leave_at: float) -> None:
+        self.processes, self.device, self.leave_at = processes, device, leave_at
+        self.pending = torch.zeros(1)
+
+    def is_agreed(self) -> bool:
+        asked = float(bool(SIGNALS) or time.monotonic() > self.leave_at)
+        if self.processes.count == 1:
+            return bool(asked)
+        agreed = bool(self.pending.item())
+        self.pending = self.processes.add(torch.full((1,), asked, device=self.device))
+        return agreed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Checkpoint and prepared folder -> how much its features know of the labels, quickly: while a run goes on, and for curves.
+
+    python -m ctfm.train.probe runs/x/checkpoints/* --data runs/prepared --train-scans 400 --test-scans 400
+
+Scans of split "train" are neighbours and training set, those of "held_out" are asked about. evaluate.py does it with
+intervals and more questions.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ..image_processing_ctfm import CTFMImageProcessor
+from ..modeling_ctfm import CTFMModel, CTFMVisionModel
+from ..pipeline_ctfm import finding_prompts
+from ..processing_ctfm import CTFMProcessor
+from .checkpoint import load_exported
+from .data import ScanSample, SourceConfig, select_rows
+from .shards import Manifest
+from .views import cut_scans
+
+FEWEST = 5  # present and absent scans that a finding must have
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSet:
+    """Features of scans and what is known of them.
+
+    features: `(scans, f)`; labels: `(scans, findings)` of 0 and 1; image_embeds: `(scans, e)` of a dual encoder.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    findings: tuple[str, ...]
+    image_embeds: np.ndarray | None
+
+
+@torch.no_grad()
+def encode_split(
+    model: CTFMModel | CTFMVisionModel,
+    processor: CTFMImageProcessor,
+    manifest: Manifest,
+    split: str,
+    num_scans: int,
+) -> ProbeSet:
+    """Features are the mean and the largest value of the local transformer's crop descriptors."""
+    vision = model.vision_model if isinstance(model, CTFMModel) else model
+    device = next(vision.parameters()).device
+    features, embeds, labels = [], [], []
+    rows = select_rows(manifest, SourceConfig(folder=manifest.folder, split=split))[:num_scans]
+    for row in rows:
+        scan = manifest[int(row)]
+        hu = torch.from_numpy(manifest.read_box(scan, (0, 0, 0), scan.shape))
+        sample = ScanSample(
+            number=0, seed=0, scan_id="", hu=hu, affine=scan.affine, report="", report_key="", labels={}
+        )
+        batch = cut_scans([sample], processor, device)
+        output = vision(**batch)
+        crops = output.crop_embeds[0].flatten(0, 1).float()
+        features.append(torch.cat((crops.mean(0), crops.amax(0))).cpu().numpy())
+        labels.append(scan.labels)
+        if isinstance(model, CTFMModel):
+            projected = model.visual_projection(output.pooler_output)
+            embeds.append(torch.nn.functional.normalize(projected.float(), dim=-1)[0].cpu().numpy())
+    findings = tuple(sorted(labels[0]))
+    table = np.array([[row[name] for name in findings] for row in labels])
+    return ProbeSet(
+        features=np.array(features),
+        labels=table,
+        findings=findings,
+        image_embeds=np.array(embeds) if embeds else None,
+    )
+
+
+def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over findings with at least `FEWEST` present and absent scans."""
+    found = [
+        float(roc_auc_score(labels[:, k], scores[:, k]))
+        for k in range(labels.shape[1])
+        if FEWEST <= labels[:, k].sum() <= len(labels) - FEWEST
+    ]
+    return float(np.mean(found))
+
+
+def knn_scores(train: ProbeSet, test: ProbeSet, k: int = 20) -> np.ndarray:
+    """Share of the k most alike training scans (cosine of standardised features) that have each finding."""
+    scaler = StandardScaler().fit(train.features)
+    a, b = scaler.transform(train.features), scaler.transform(test.features)
+    a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
+    similarity = b @ a.T
+    nearest = np.argsort(-similarity, axis=1)[:, :k]
+    weights = np.take_along_axis(similarity, nearest, 1).clip(min=0)[..., None]
+    return (train.labels[nearest] * weights).sum(1) / weights.sum(1).clip(min=1e-9)
+
+
+def linear_scores(train: ProbeSet, test: ProbeSet, penalty: float = 1e-2) -> np.ndarray:
+    """Logistic regression a finding; `penalty` is sklearn's C, not tuned."""
+    scores = np.zeros(test.labels.shape)
+    for k in range(train.labels.shape[1]):
+        if 0 < train.labels[:, k].sum() < len(train.labels):
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500))
+            scores[:, k] = probe.fit(train.features, train.labels[:, k]).decision_function(test.features)
+    return scores
+
+
+@torch.no_grad()
+def zero_shot_scores(model: CTFMModel, processor: CTFMProcessor, test: ProbeSet) -> np.ndarray:
+    """Similarity to "Finding." minus similarity to "No finding."."""
+    assert test.image_embeds is not None
+    prompts = [prompt for finding in test.findings for prompt in finding_prompts(finding)]
+    words = processor.tokenizer(prompts, padding=True, return_tensors="pt").to(next(model.parameters()).device)
+    embeds = model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output.float()
+    texts = torch.nn.functional.normalize(embeds, dim=-1).cpu().numpy()
+    similarity = test.image_embeds @ texts.T
+    return similarity[:, 0::2] - similarity[:, 1::2]
+
+
+def probe(
+    model: CTFMModel | CTFMVisionModel,
+    processor: CTFMImageProcessor | CTFMProcessor,
+    manifest: Manifest,
+    num_train: int,
+    num_test: int,
+) -> dict[str, float]:
+    """Macro AUROC on held-out scans: nearest neighbours, linear probe and, of a dual encoder, zero-shot."""
+    cutter = processor.image_processor if isinstance(processor, CTFMProcessor) else processor
+    train = encode_split(model, cutter, manifest, "train", num_train)
+    test = encode_split(model, cutter, manifest, "held_out", num_test)
+    found = {
+        "knn/macro_auroc": macro_auroc(knn_scores(train, test), test.labels),
+        "linear/macro_auroc": macro_auroc(linear_scores(train, test), test.labels),
+    }
+    if isinstance(model, CTFMModel) and isinstance(processor, CTFMProcessor):
+        found["zero_shot/macro_auroc"] = macro_auroc(zero_shot_scores(model, processor, test), test.labels)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
+    parser.add_argument("--train-scans", type=int, default=400)
+    parser.add_argument("--test-scans", type=int, default=400)
+    given = parser.parse_args(arguments)
+    for path in given.checkpoints:
+        model, processor = load_exported(path)
+        found = probe(model, processor, Manifest(given.data), given.train_scans, given.test_scans)
+        print(
+            json.dumps({"checkpoint": path.name} | {name: round(value, 4) for name, value in found.items()}), flush=True
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

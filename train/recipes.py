@@ -1,0 +1,286 @@
+"""The named runs, and the dataclasses they are built from. A recipe holds all that decides what is learnt, and nothing of the
+machine: that is `launch/*.yaml`, and `Run` in pretrain.py.
+
+    python -m ctfm.train.pretrain RECIPE --help
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import tyro
+
+from .alignment import AlignmentConfig
+from .masking import MaskingConfig
+from .objective import SelfSupervisionConfig
+from .reports import ReportConfig
+from .views import ViewConfig, ViewShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with two parameter groups: matrices decay, everything else does not.
+
+    Args:
+        learning_rate: reached after `warmup_steps`; from there along a cosine to `last_learning_rate`.
+        weight_decay: along a cosine to `last_weight_decay`.
+        clip_norm: of all gradients together.
+    """
+
+    learning_rate: float
+    last_learning_rate: float = 1e-6
+    warmup_steps: int
+    weight_decay: float
+    last_weight_decay: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfSupervisionPhase:
+    """Crops -> local transformer.
+
+    Args:
+        steps: of the optimizer.
+        global_batch: crops of a step; micro_batch: of one forward, over all processes. The global batch is a multiple.
+        crops_per_scan, crop_mm: see `SamplingConfig`.
+    """
+
+    steps: int
+    global_batch: int
+    micro_batch: int
+    crops_per_scan: int = 4
+    crop_mm: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    split: str = "train"
+    optimizer: OptimizerConfig
+    views: ViewConfig = ViewConfig()
+    masking: MaskingConfig = MaskingConfig()
+    objective: SelfSupervisionConfig = SelfSupervisionConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentPhase:
+    """Scans and reports -> joint space.
+
+    Args:
+        steps: of the optimizer.
+        global_batch, micro_batch: pairs; a scan is compared with the reports of its micro-batch over all processes.
+        kept_crops: share of a scan's crops that are encoded in a step.
+        descriptors_are_cached: the frozen local transformer encodes every scan once, before the phase.
+    """
+
+    steps: int
+    global_batch: int
+    micro_batch: int
+    split: str = "train"
+    kept_crops: float = 1.0
+    descriptors_are_cached: bool = False
+    optimizer: OptimizerConfig
+    reports: ReportConfig = ReportConfig()
+    objective: AlignmentConfig = AlignmentConfig()
+
+
+Phase = SelfSupervisionPhase | AlignmentPhase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One lineage of checkpoints, phase after phase.
+
+    Args:
+        name: of the recipe.
+        model: arguments of `CTFMConfig`.
+        processor: arguments of `CTFMImageProcessor`.
+        text_start: folder or Hub id of a pretrained text tower with its tokenizer; without one both are made from the
+            reports of the training split.
+        text_adapter_rank: of LoRA on that tower (PEFT); 0 trains it whole.
+        vocabulary: word pieces of a tokenizer that is made.
+        phases: in order, by name.
+        seed: of weights, samples, views, dropout.
+    """
+
+    name: str
+    model: Annotated[dict[str, Any], tyro.conf.Suppress]
+    processor: Annotated[dict[str, Any], tyro.conf.Suppress]
+    text_start: str = ""
+    text_adapter_rank: int = 0
+    vocabulary: int = 2000
+    phases: Annotated[dict[str, Phase], tyro.conf.Suppress]
+    seed: int = 0
+
+
+def demo() -> Recipe:
+    """Minutes on a laptop: proves that the machinery runs, not that the model is good."""
+    return _phantoms(
+        "demo", width=96, layers=4, self_supervision_steps=40, alignment_steps=(60, 20), batch=(16, 32), prototypes=512
+    )
+
+
+def phantoms() -> Recipe:
+    """An hour on two CPU cores: features that know findings of phantoms that the run never saw."""
+    return _phantoms(
+        "phantoms",
+        width=192,
+        layers=6,
+        self_supervision_steps=1200,
+        alignment_steps=(1500, 0),
+        batch=(32, 64),
+        prototypes=2048,
+    )
+
+
+def _phantoms(
+    name: str,
+    *,
+    width: int,
+    layers: int,
+    self_supervision_steps: int,
+    alignment_steps: tuple[int, int],
+    batch: tuple[int, int],
+    prototypes: int,
+) -> Recipe:
+    """Coarse voxels (4 mm) of scans that are coarse themselves, in crops of 128 mm with patches of 32 mm, or 16 mm in plane."""
+    spacing = (4.0, 4.0, 4.0)
+    size = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 48}
+    first, second = alignment_steps
+    align = AlignmentPhase(
+        steps=first,
+        global_batch=batch[1],
+        micro_batch=batch[1],
+        descriptors_are_cached=True,
+        optimizer=_constant_decay(5e-4, first),
+    )
+    phases: dict[str, Phase] = {
+        "self_supervision": SelfSupervisionPhase(
+            steps=self_supervision_steps,
+            global_batch=batch[0],
+            micro_batch=batch[0],
+            crop_mm=(160.0, 160.0, 160.0),
+            optimizer=OptimizerConfig(
+                learning_rate=5e-4,
+                last_learning_rate=1e-5,
+                warmup_steps=self_supervision_steps // 10,
+                weight_decay=0.04,
+                last_weight_decay=0.2,
+                clip_norm=3.0,
+            ),
+            views=ViewConfig(
+                global_views=ViewShape(count=2, size=(32, 32, 32), spacing=spacing, zoom=(0.8, 1.2)),
+                local_views=ViewShape(count=4, size=(16, 16, 16), spacing=spacing, zoom=(0.7, 1.1)),
+                flip=(0.0, 0.0, 0.0),
+            ),
+            masking=MaskingConfig(smallest_block=2),
+            objective=SelfSupervisionConfig(
+                total_steps=self_supervision_steps,
+                num_prototypes=prototypes,
+                head_hidden_size=4 * width,
+                head_bottleneck_size=128,
+                teacher_temperature_warmup_steps=self_supervision_steps // 4,
+                frozen_prototype_steps=self_supervision_steps // 40,
+            ),
+        ),
+        "alignment": align,
+    }
+    if second:
+        phases["alignment_of_all"] = replace(
+            align,
+            steps=second,
+            descriptors_are_cached=False,
+            kept_crops=0.5,
+            optimizer=_constant_decay(1e-4, second),
+            objective=AlignmentConfig(local_is_frozen=False),
+        )
+    return Recipe(
+        name=name,
+        model={
+            "vision_config": {
+                "patch_size": (8, 4, 4) if width > 96 else (8, 8, 8),
+                "num_hidden_layers": layers,
+                "layerscale_value": 0.1,
+                "global_config": {**size, "num_hidden_layers": 2, "layerscale_value": 0.1},
+                **size,
+            },
+            "text_config": {
+                "model_type": "bert",
+                "hidden_size": 192,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "intermediate_size": 768,
+                "max_position_embeddings": 512,
+            },
+            "projection_hidden_size": 512,
+            "projection_bottleneck_size": 256,
+            "projection_dim": 256,
+        },
+        processor={"crop_size": (32, 32, 32), "spacing": spacing},
+        phases=phases,
+    )
+
+
+def _constant_decay(learning_rate: float, steps: int) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=learning_rate, warmup_steps=steps // 10, weight_decay=0.01, last_weight_decay=0.01
+    )
+
+
+def large() -> Recipe:
+    """SPECTRE's size and schedule (arXiv:2511.17209, tables 5 and 6; CONTRIBUTING says what differs) for a quarter of a
+    million scans: 83,100 steps of 1,536 crops, then 59,000 of 144 pairs, of which 5,900 with the local transformer frozen.
+    The text tower is Qwen3-Embedding-0.6B with adapters."""
+    decay = {"weight_decay": 0.01, "last_weight_decay": 0.01}
+    first = AlignmentPhase(
+        steps=5_900,
+        global_batch=144,
+        micro_batch=144,
+        descriptors_are_cached=True,
+        optimizer=OptimizerConfig(learning_rate=1e-4, last_learning_rate=1e-4, warmup_steps=5_900, **decay),
+        reports=ReportConfig(max_tokens=512),
+    )
+    return Recipe(
+        name="large",
+        model={
+            "vision_config": {
+                "hidden_size": 1080,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 12,
+                "intermediate_size": 4320,
+                "drop_path_rate": 0.3,
+                "global_config": {
+                    "hidden_size": 1080,
+                    "num_hidden_layers": 4,
+                    "num_attention_heads": 12,
+                    "intermediate_size": 4320,
+                },
+            },
+            "text_config": {"model_type": "qwen3"},
+            "text_pooling": "last",
+        },
+        processor={"spacing": "scan"},
+        text_start="Qwen/Qwen3-Embedding-0.6B",
+        text_adapter_rank=16,
+        phases={
+            "self_supervision": SelfSupervisionPhase(
+                steps=83_100,
+                global_batch=1_536,
+                micro_batch=1_536,
+                optimizer=OptimizerConfig(
+                    learning_rate=1e-3,
+                    warmup_steps=5_540,
+                    weight_decay=0.04,
+                    last_weight_decay=0.4,
+                    betas=(0.9, 0.999),
+                    clip_norm=3.0,
+                ),
+            ),
+            "alignment": first,
+            "alignment_of_all": replace(
+                first,
+                steps=53_100,
+                descriptors_are_cached=False,
+                optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1_000, **decay),
+                objective=AlignmentConfig(local_is_frozen=False),
+            ),
+        },
+    )
+
+
+RECIPES = {recipe.__name__: recipe for recipe in (demo, phantoms, large)}

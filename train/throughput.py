@@ -1,0 +1,75 @@
+"""Recipe and device -> floating-point operations of a sample, for the model FLOP utilisation.
+
+A multiplication and an addition are two. Only what the model must do counts: matrix products and attention, backward as
+twice the forward, nothing for what activation checkpointing repeats (PaLM, arXiv:2204.02311, appendix B).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..configuration_ctfm import CTFMGlobalConfig, CTFMVisionConfig
+from .recipes import AlignmentPhase, SelfSupervisionPhase
+
+# Dense bf16, from the vendor's data sheets, by what the name of the device contains.
+PEAK_FLOPS = {"B200": 2.25e15, "H200": 9.89e14, "H100": 9.89e14, "A100": 3.12e14, "L40S": 3.62e14}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Of one device per second; None where the data sheet is not known here."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def layer_flops(config: CTFMVisionConfig | CTFMGlobalConfig, num_tokens: int) -> float:
+    """Forward of all layers over a sequence: four projections, two of the MLP, attention."""
+    e, i = config.hidden_size, config.intermediate_size
+    return config.num_hidden_layers * (2 * num_tokens * (4 * e * e + 2 * e * i) + 4 * num_tokens**2 * e)
+
+
+def num_tokens(config: CTFMVisionConfig, size: Sequence[int]) -> int:
+    """Of one crop or view, prefix tokens included."""
+    num_patches = math.prod(n // p for n, p in zip(size, config.patch_size, strict=True))
+    return num_patches + 1 + config.num_register_tokens
+
+
+def crop_flops(config: CTFMVisionConfig, size: Sequence[int]) -> float:
+    """Forward of the local transformer over one crop or view."""
+    num_patches = num_tokens(config, size) - 1 - config.num_register_tokens
+    embedding = 2 * num_patches * math.prod(config.patch_size) * config.num_channels * config.hidden_size
+    return embedding + layer_flops(config, num_tokens(config, size))
+
+
+def view_tokens(phase: SelfSupervisionPhase, config: CTFMVisionConfig) -> int:
+    """That the student reads of one crop."""
+    views = (phase.views.global_views, phase.views.local_views)
+    return sum(view.count * num_tokens(config, view.size) for view in views)
+
+
+def self_supervision_flops(phase: SelfSupervisionPhase, config: CTFMVisionConfig) -> float:
+    """Student forward and backward and teacher forward of one crop, with the heads."""
+    views, heads = phase.views, phase.objective
+    global_flops = views.global_views.count * crop_flops(config, views.global_views.size)
+    local_flops = views.local_views.count * crop_flops(config, views.local_views.size)
+    hidden, bottleneck = heads.head_hidden_size, heads.head_bottleneck_size
+    row = 2 * (config.hidden_size * hidden + hidden * hidden + hidden * bottleneck + bottleneck * heads.num_prototypes)
+    masking = phase.masking
+    ratio = masking.masked_share * (masking.lowest_ratio + masking.highest_ratio) / 2
+    hidden_rows = ratio * views.global_views.count * (num_tokens(config, views.global_views.size) - 1)
+    teacher_rows = views.global_views.count + hidden_rows
+    student_rows = teacher_rows + views.local_views.count
+    return 3 * (global_flops + local_flops + student_rows * row) + global_flops + teacher_rows * row
+
+
+def alignment_flops(
+    phase: AlignmentPhase, config: CTFMVisionConfig, crop_size: Sequence[int], num_crops: float
+) -> float:
+    """Of one scan of `num_crops` crops, without the text tower."""
+    kept = num_crops * phase.kept_crops
+    assert isinstance(config.global_config, CTFMGlobalConfig)
+    mixing = 3 * layer_flops(config.global_config, round(kept) + 1)
+    if phase.descriptors_are_cached:
+        return mixing
+    backward = 1 if phase.objective.local_is_frozen else 3
+    return mixing + backward * kept * crop_flops(config, crop_size)
