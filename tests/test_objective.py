@@ -306,7 +306,8 @@ def test_accumulation_equals_a_large_batch_with_centring() -> None:
         expected = step_gradients(whole, [slice(None)])
         found = step_gradients(parts, [slice(0, 2), slice(2, 4)])
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+            largest = max(1.0, float(gradient.abs().max()))
+            torch.testing.assert_close(found[name], gradient, atol=1e-5 * largest, rtol=0, msg=name)
         whole.after_step(step), parts.after_step(step)
     torch.testing.assert_close(whole.ibot_centring.centre, parts.ibot_centring.centre)  # type: ignore[union-attr]
 

@@ -1,14 +1,22 @@
 """Batches and objectives of the smallest size, shared by the tests of training."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from ctfm import CTFMModel
 from ctfm.modeling_ctfm import CTFMLocalModel
 from ctfm.train.alignment import AlignmentBatch, AlignmentConfig, AlignmentObjective
 from ctfm.train.masking import MaskingConfig, draw_token_mask
 from ctfm.train.objective import SelfSupervisionBatch, SelfSupervisionConfig, SelfSupervisionObjective
+from ctfm.train.phantom_dataset import PhantomDataset, write_dataset
+from ctfm.train.prepare import main as prepare
 from ctfm.train.processes import ALONE, Processes
+from ctfm.train.recipes import AlignmentPhase, OptimizerConfig, Recipe, SelfSupervisionPhase
+from ctfm.train.reports import ReportConfig
+from ctfm.train.views import ViewConfig, ViewShape
 
-from tests.tiny import tiny_config, tiny_crops
+from tests.tiny import TEXT, VISION, tiny_config, tiny_crops
 
 SELF_SUPERVISION = {
     "total_steps": 200,
@@ -83,3 +91,50 @@ def part_of_pairs(batch: AlignmentBatch, part: slice) -> AlignmentBatch:
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def tiny_data(folder: Path, num_train: int = 12, num_held_out: int = 0) -> Path:
+    """Phantoms of 16 x 24 x 24 voxels in shards of four."""
+    table = write_dataset(
+        PhantomDataset(folder=folder / "phantoms", num_train=num_train, num_held_out=num_held_out, shape=(16, 24, 24))
+    )
+    prepare(["csv", str(table), str(folder / "prepared"), "--scans-per-shard", "4", "--num-workers", "0"])
+    return folder / "prepared"
+
+
+def tiny_recipe(steps: int = 6, micro_batches: int = 1) -> Recipe:
+    """Self-supervision, alignment over cached descriptors, alignment of all; two passes over one step are equal."""
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, last_weight_decay=0.2)
+    batch = {"global_batch": 4, "micro_batch": 4 // micro_batches, "optimizer": optimizer, "steps": steps}
+    local = ViewShape(count=2, size=(4, 16, 16), spacing=(16, 16, 16), zoom=(0.8, 1.2))
+    align = AlignmentPhase(**batch, descriptors_are_cached=True, reports=ReportConfig(max_tokens=40))  # type: ignore[arg-type]
+    return Recipe(
+        name="tiny",
+        vocabulary=200,
+        model={
+            "vision_config": VISION | {"drop_path_rate": 0.1},
+            "text_config": TEXT | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            "projection_hidden_size": 32,
+            "projection_bottleneck_size": 16,
+            "projection_dim": 24,
+            "initializer_range": 0.2,
+        },
+        processor={"crop_size": (8, 16, 16), "spacing": (20.0, 20.0, 20.0)},
+        phases={
+            "self_supervision": SelfSupervisionPhase(
+                **batch,  # type: ignore[arg-type]
+                crops_per_scan=2,
+                crop_mm=(160.0, 320.0, 320.0),
+                views=ViewConfig(global_views=replace(local, size=(8, 16, 32)), local_views=local),
+                masking=MaskingConfig(smallest_block=2),
+                objective=SelfSupervisionConfig(**SELF_SUPERVISION | {"total_steps": steps}),  # type: ignore[arg-type]
+            ),
+            "alignment": align,
+            "alignment_of_all": replace(
+                align,
+                descriptors_are_cached=False,
+                kept_crops=0.5,
+                objective=AlignmentConfig(local_is_frozen=False),
+            ),
+        },
+    )

@@ -137,7 +137,8 @@ class AlignmentObjective(nn.Module):
         text_embeds = nn.functional.normalize(text.pooler_output, dim=-1)
         scale, bias = model.logit_scale, model.logit_bias
         loss, metrics = sigmoid_loss(image_embeds, text_embeds, scale, bias, self.processes)
-        return loss, metrics | {"logit_scale": scale.detach().exp()[0], "logit_bias": bias.detach()[0]}
+        # A copy: FSDP frees the gathered parameter that a view would look into.
+        return loss, metrics | {"logit_scale": scale.detach().exp()[0], "logit_bias": bias.detach().clone()[0]}
 
     def encode_scans(self, batch: AlignmentBatch) -> Float[Tensor, "b f"]:
         """Scan features, from the crops that are kept."""

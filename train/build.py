@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -31,14 +31,14 @@ from .throughput import alignment_flops, num_tokens, self_supervision_flops, vie
 from .views import cut_scans, make_views
 
 Objective = SelfSupervisionObjective | AlignmentObjective
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+SPECIAL_TOKENS = ["[PAD]", "[CLS]", "[SEP]"]
 
 
 # ---- model ----
 
 
 def build_processor(recipe: Recipe, data: Iterable[SourceConfig]) -> CTFMProcessor:
-    """Image processor and tokenizer; without a `text_start`, word pieces of the training reports."""
+    """Image processor and tokenizer; without a `text_start`, one made of the training reports."""
     image_processor = CTFMImageProcessor(**recipe.processor)
     if recipe.text_start:
         return CTFMProcessor(image_processor, AutoTokenizer.from_pretrained(recipe.text_start))
@@ -50,16 +50,18 @@ def build_processor(recipe: Recipe, data: Iterable[SourceConfig]) -> CTFMProcess
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Word pieces in lower case, as BERT's."""
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # Every letter is a piece, so that a word of no report is still read.
-    alphabet = [chr(code) for code in range(32, 127)]
+    """Byte pairs in lower case: no word is unknown, and the same texts give the same pieces (word pieces would not)."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(
         texts,
-        trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=SPECIAL_TOKENS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         ),
     )
     backend.post_processor = processors.TemplateProcessing(
@@ -166,7 +168,7 @@ def build_self_supervision(
 
     def make_batch(crops: Any) -> SelfSupervisionBatch:
         views = make_views(crops.to(device), phase.views)
-        # One mask for the micro-batch of all processes, of which each takes its rows: ratios are stratified over them.
+        # Stratified over the rows of this process, so another number of processes has other masks, and only those.
         generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, int(crops.seeds[0]), 3))
         rows = len(crops.seeds)
         mask = draw_token_mask(shape.count * rows, (depth, height, width), phase.masking, generator)
@@ -244,7 +246,7 @@ def mean_crops(schedule: Schedule, processor: CTFMImageProcessor, num_scans: int
     for number in range(num_scans):
         draw = schedule.draw(number)
         scan = schedule.manifests[draw.source][draw.row]
-        volume = Volume(hu=np.broadcast_to(np.int16(0), scan.shape), affine=scan.affine)
+        volume = Volume(hu=np.empty(scan.shape, np.int16), affine=scan.affine)
         spacing = None if processor.spacing == "native" else [float(mm) for mm in processor.spacing]
         counts.append(math.prod(processor.lay_grid(volume, spacing).crop_grid))
     return sum(counts) / num_scans

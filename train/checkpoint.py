@@ -64,7 +64,8 @@ def save_state(
 ) -> Path:
     """Writes `folder/PHASE-STEP` and returns it. Sharded parameters are collected; the main process writes."""
     model_state = get_model_state_dict(objective, options=FULL)
-    optimizer_state = get_optimizer_state_dict(objective, optimizer, options=FULL)
+    # Asked before its first step, torch would make one, with gradients of zero, and count it.
+    optimizer_state = get_optimizer_state_dict(objective, optimizer, options=FULL) if optimizer.state else {}
     path = folder / f"{position.phase}-{position.step:07d}"
     if is_main and not path.is_dir():
         partial = folder / f".{path.name}.partial"
@@ -91,7 +92,8 @@ def load_state(path: Path, objective: nn.Module, optimizer: torch.optim.Optimize
     state = json.loads((path / "state.json").read_text())
     set_model_state_dict(objective, load_file(path / "objective.safetensors"), options=FULL)
     optimizer_state = load_file(path / "optimizer.safetensors") | state.pop("optimizer")
-    set_optimizer_state_dict(objective, optimizer, optimizer_state, options=FULL)
+    if optimizer_state:
+        set_optimizer_state_dict(objective, optimizer, optimizer_state, options=FULL)
     return Position(**state)
 
 

@@ -65,11 +65,13 @@ class Monitor:
         self.wait_s += time.monotonic() - start
 
     def add(self, metrics: dict[str, Tensor], share: float) -> None:
+        """Numbers that are not finite are left out of the means; steps with them are skipped and counted."""
         for name, value in metrics.items():
-            value = value.detach().float().reshape(()) * share
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            value = value.detach().float().reshape(())
+            counted = torch.stack((value.nan_to_num(0.0, 0.0, 0.0), value.isfinite().float())) * share
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
 
-    def after_step(self, step: int, norm: Tensor, is_bad: Tensor) -> None:
+    def after_step(self, norm: Tensor, is_bad: Tensor) -> None:
         self.add({"gradient_norm": norm}, 1.0)
         self.bad = torch.stack((self.bad[0] + is_bad, (self.bad[1] + is_bad) * is_bad))
 
@@ -80,9 +82,9 @@ class Monitor:
             TrainingStopped: gradients were not finite for `MOST_BAD_STEPS` steps, or the loss left its range.
         """
         names = sorted(self.sums)
-        means = self.processes.add(torch.stack([self.sums[name] for name in names])) / self.processes.count
+        sums, counts = self.processes.add(torch.stack([self.sums[name] for name in names])).unbind(1)
+        row = dict(zip(names, (sums / counts.clamp(min=1e-9)).tolist(), strict=True))
         num_steps, now = step - self.last_step, time.monotonic()
-        row = dict(zip(names, (means / num_steps).tolist(), strict=True))
         skipped, in_a_row = (int(number) for number in self.bad.tolist())
         self.counters["skipped_steps"] += skipped
         row |= {"learning_rate": learning_rate, "skipped_steps": self.counters["skipped_steps"]}
@@ -104,13 +106,14 @@ class Monitor:
                 f"{self.name}: gradients were not finite in {in_a_row} steps in a row up to step {step}. Start again from "
                 "the last checkpoint with a lower learning rate, or look at the data of these steps."
             )
-        self.check_loss(row["loss"], step)
+        if not in_a_row:
+            self.check_loss(row["loss"], step)
 
     def check_loss(self, loss: float, step: int) -> None:
         windows = self.counters["windows"]
         if len(windows) >= FEWEST_WINDOWS:
             limit = max(windows) + SPIKE * (max(windows) - min(windows))
-            if not loss <= limit:
+            if loss > limit:
                 raise TrainingStopped(
                     f"{self.name}: loss {loss:.4g} at step {step} is above {limit:.4g}, far out of the range of the last "
                     f"{len(windows)} rows of the log. Start again from the last checkpoint with a lower learning rate."

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..modeling_ctfm import CTFMLayer
+from ..processing_ctfm import CTFMProcessor
 from .build import Task, build_config, build_model, build_processor, build_task, trained_parameters
 from .checkpoint import (
     Position,
@@ -59,7 +60,8 @@ class Run:
         out: where everything goes.
         save_every, keep_last: steps between checkpoints, and how many stay beside the last of each phase.
         log_every: steps between rows of the log; only then does the device wait for the host.
-        probe_every: steps between probes on split "held_out", a multiple of save_every; 0 for none. probe_scans of each split.
+        probe_every: steps between probes on split "held_out", from step 0, a multiple of save_every; 0 for none.
+        probe_scans: of each split.
         num_workers: loader processes of every process.
         checkpoint_activations: of every layer, computed again in the backward pass: less memory, a third more work.
         compile_layers: every transformer layer through torch.compile.
@@ -102,21 +104,23 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
     """Every phase that is not over. Returns whether the run is finished; it is not after a signal."""
     recipe, processes = run.recipe, all_processes()
     leave_at = time.monotonic() + run.stop_after
+    data = tuple(read_source(text) for text in run.data)
     with accelerator.main_process_first():
         check_recipe(run.out, recipe)
-    data = tuple(read_source(text) for text in run.data)
-    processor = build_processor(recipe, data)
-    model = build_model(recipe, build_config(recipe, processor.tokenizer))
+        processor = keep_processor(run.out / "processor", recipe, data)
+    config = build_config(recipe, processor.tokenizer)
     if accelerator.is_main_process:
-        processor.save_pretrained(run.out / "processor")
-        model.config.save_pretrained(run.out / "model")
+        config.save_pretrained(run.out / "model")
     checkpoints = find_checkpoints(run.out / "checkpoints", list(recipe.phases))
     bar = tqdm(total=sum(phase.steps for phase in recipe.phases.values()), unit="step", disable=processes.rank > 0)
-    path = None
+    before = None
     for name, phase in recipe.phases.items():
         own = [path for path in checkpoints if path.name.startswith(f"{name}-")]
         path = own[-1] if own else None
         if path is None or path.name != f"{name}-{phase.steps:07d}":
+            model = build_model(recipe, config)  # anew: FSDP takes the last phase's apart
+            if before is not None:
+                load_weights(before, model)
             sources = tuple(replace(source, split=phase.split) for source in data)
             parts = {"device": accelerator.device, "processes": processes, "cache": run.out / "descriptors"}
             task = build_task(phase, recipe, sources, model, processor, **parts)
@@ -125,9 +129,9 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
                 return False
         else:
             bar.update(phase.steps)
-        load_weights(path, model)
-    if accelerator.is_main_process and path is not None:
-        export(path, run.out / "exported")
+        before = path
+    if accelerator.is_main_process and before is not None:
+        export(before, run.out / "exported")
         (run.out / "finished").touch()
     return True
 
@@ -160,6 +164,21 @@ def train_phase(
     )
     loader = iter(task.load(batches, run.num_workers))
     leave = LeaveTogether(processes, accelerator.device, leave_at)
+
+    def save() -> Path:
+        position = Position(phase=name, step=step, data=task.schedule.state(step), counters=monitor.counters)
+        is_main = accelerator.is_main_process
+        path = save_state(run.out / "checkpoints", position, objective, optimizer.optimizer, is_main=is_main)
+        if is_main:
+            rotate(run.out / "checkpoints", recipe, run.keep_last)
+            if run.probe_every and (step % run.probe_every == 0 or step == phase.steps):
+                folder = Manifest(read_source(run.data[0]).folder)
+                monitor.write_probe(step, probe(*load_exported(path), folder, run.probe_scans, run.probe_scans))
+        accelerator.wait_for_everyone()
+        return path
+
+    if step == 0:
+        save()  # what the phase starts from; and a full disk is known at once
     while True:
         step += 1
         set_rates(optimizer, phase.optimizer, step, phase.steps)
@@ -176,24 +195,25 @@ def train_phase(
         norm = clip_gradients(objective, phase.optimizer.clip_norm)
         is_bad = step_unless_bad(optimizer, norm)
         objective.after_step(step)
-        monitor.after_step(step, norm, is_bad)
+        monitor.after_step(norm, is_bad)
         bar.update()
         leaves = leave.is_agreed() or step == phase.steps
         if step % run.log_every == 0 or leaves:
             monitor.write(step, learning_rate=optimizer.param_groups[0]["lr"], bar=bar)
         if step % run.save_every == 0 or leaves:
-            position = Position(phase=name, step=step, data=task.schedule.state(step), counters=monitor.counters)
-            is_main = accelerator.is_main_process
-            path = save_state(run.out / "checkpoints", position, objective, optimizer.optimizer, is_main=is_main)
-            if is_main:
-                rotate(run.out / "checkpoints", recipe, run.keep_last)
-                if run.probe_every and (step % run.probe_every == 0 or step == phase.steps):
-                    folder = Manifest(read_source(run.data[0]).folder)
-                    monitor.write_probe(step, probe(*load_exported(path), folder, run.probe_scans, run.probe_scans))
-            accelerator.wait_for_everyone()
+            path = save()
             if leaves:
                 accelerator.free_memory()
                 return path, step == phase.steps
+
+
+def keep_processor(folder: Path, recipe: Recipe, data: tuple[SourceConfig, ...]) -> CTFMProcessor:
+    """The run's processor and tokenizer, made once."""
+    if not folder.is_dir():
+        partial = folder.with_suffix(".partial")
+        build_processor(recipe, data).save_pretrained(partial)
+        partial.rename(folder)
+    return CTFMProcessor.from_pretrained(folder)
 
 
 def read_source(text: str) -> SourceConfig:

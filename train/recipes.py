@@ -11,7 +11,7 @@ import tyro
 
 from .alignment import AlignmentConfig
 from .masking import MaskingConfig
-from .objective import SelfSupervisionConfig
+from .objective import SelfSupervisionConfig, SinkhornConfig
 from .reports import ReportConfig
 from .views import ViewConfig, ViewShape
 
@@ -93,7 +93,7 @@ class Recipe:
         text_start: folder or Hub id of a pretrained text tower with its tokenizer; without one both are made from the
             reports of the training split.
         text_adapter_rank: of LoRA on that tower (PEFT); 0 trains it whole.
-        vocabulary: word pieces of a tokenizer that is made.
+        vocabulary: pieces of a tokenizer that is made.
         phases: in order, by name.
         seed: of weights, samples, views, dropout.
     """
@@ -111,7 +111,7 @@ class Recipe:
 def demo() -> Recipe:
     """Minutes on a laptop: proves that the machinery runs, not that the model is good."""
     return _phantoms(
-        "demo", width=96, layers=4, self_supervision_steps=40, alignment_steps=(60, 20), batch=(16, 32), prototypes=512
+        "demo", width=96, layers=4, self_supervision_steps=40, alignment_steps=(60, 10), batch=(16, 32), prototypes=512
     )
 
 
@@ -121,7 +121,7 @@ def phantoms() -> Recipe:
         "phantoms",
         width=192,
         layers=6,
-        self_supervision_steps=1200,
+        self_supervision_steps=600,
         alignment_steps=(1500, 0),
         batch=(32, 64),
         prototypes=2048,
@@ -138,7 +138,7 @@ def _phantoms(
     batch: tuple[int, int],
     prototypes: int,
 ) -> Recipe:
-    """Coarse voxels (4 mm) of scans that are coarse themselves, in crops of 128 mm with patches of 32 mm, or 16 mm in plane."""
+    """Coarse voxels (4 mm) of scans that are coarse themselves, in crops of 128 mm with patches of 32 mm."""
     spacing = (4.0, 4.0, 4.0)
     size = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 48}
     first, second = alignment_steps
@@ -176,6 +176,7 @@ def _phantoms(
                 head_bottleneck_size=128,
                 teacher_temperature_warmup_steps=self_supervision_steps // 4,
                 frozen_prototype_steps=self_supervision_steps // 40,
+                centring=SinkhornConfig(),  # a running mean leaves the targets of so few steps nearly uniform
             ),
         ),
         "alignment": align,
@@ -193,7 +194,7 @@ def _phantoms(
         name=name,
         model={
             "vision_config": {
-                "patch_size": (8, 4, 4) if width > 96 else (8, 8, 8),
+                "patch_size": (8, 8, 8),
                 "num_hidden_layers": layers,
                 "layerscale_value": 0.1,
                 "global_config": {**size, "num_hidden_layers": 2, "layerscale_value": 0.1},
