@@ -29,7 +29,9 @@ def main(out: str, data: str, steps: str, *wishes: str) -> None:
         )
     accelerator = Accelerator(cpu=True, **settings)
     assert ("fsdp" in wishes) is (accelerator.distributed_type == DistributedType.FSDP)
-    run = loop.Run(recipe=tiny_recipe(int(steps)), out=Path(out), data=(data,), save_every=2, log_every=1, keep_last=100)
+    run = loop.Run(
+        recipe=tiny_recipe(int(steps)), out=Path(out), data=(data,), save_every=2, log_every=1, keep_last=100
+    )
     loop.pretrain(run, accelerator)
     accelerator.end_training()
 
