@@ -134,6 +134,7 @@ class AlignmentObjective(nn.Module):
         features = self.encode_scans(batch)
         image_embeds = nn.functional.normalize(model.visual_projection(features), dim=-1)
         text = model.get_text_features(batch.input_ids, batch.attention_mask)
+        assert text.pooler_output is not None
         text_embeds = nn.functional.normalize(text.pooler_output, dim=-1)
         scale, bias = model.logit_scale, model.logit_bias
         loss, metrics = sigmoid_loss(image_embeds, text_embeds, scale, bias, self.processes)
@@ -162,7 +163,9 @@ class AlignmentObjective(nn.Module):
     def describe(self, pixel_values: Float[Tensor, "b g c D H W"]) -> Float[Tensor, "b g t f"]:
         """Crop descriptors, without a graph in the first phase; also what a cache of descriptors is made with."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.local_is_frozen):
-            return self.model.vision_model.encode_crops(pixel_values, output_tokens=False).pooler_output
+            found = self.model.vision_model.encode_crops(pixel_values, output_tokens=False).pooler_output
+        assert found is not None
+        return found
 
     def after_step(self, step: int) -> None:
         """Nothing follows the student here."""

@@ -201,7 +201,7 @@ def build_alignment(
     schedule = Schedule(
         SamplingConfig(sources=data, seed=recipe.seed, global_batch=phase.global_batch, crops_per_scan=1)
     )
-    objective = AlignmentObjective(model.to(device), phase.objective, processes)
+    objective = AlignmentObjective(model, phase.objective, processes).to(device)
     if phase.descriptors_are_cached:
         encode_sources(schedule, model.vision_model, processor.image_processor, cache, processes)
         processes.add(torch.zeros(1, device=device))  # until all shards are there

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..configuration_ctfm import CTFMConfig
+from ..configuration_ctfm import CTFMConfig, CTFMVisionConfig
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMModel, CTFMVisionModel
 from ..processing_ctfm import CTFMProcessor
@@ -90,7 +90,7 @@ def own_memory(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
 def load_state(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
     """Continues `objective` and `optimizer`, on any number of processes."""
     state = json.loads((path / "state.json").read_text())
-    set_model_state_dict(objective, load_file(path / "objective.safetensors"), options=FULL)
+    set_model_state_dict(objective, dict[str, Any](load_file(path / "objective.safetensors")), options=FULL)
     optimizer_state = load_file(path / "optimizer.safetensors") | state.pop("optimizer")
     if optimizer_state:
         set_optimizer_state_dict(objective, optimizer, optimizer_state, options=FULL)
@@ -155,8 +155,10 @@ def load_exported(path: Path) -> tuple[CTFMVisionModel | CTFMModel, CTFMImagePro
     processor = CTFMProcessor.from_pretrained(out / "processor")
     teacher = {name[len(TEACHER) :]: tensor for name, tensor in state.items() if name.startswith(TEACHER)}
     if teacher:
-        config.vision_config.global_config = None
-        vision = CTFMVisionModel(config.vision_config)
+        vision_config = config.vision_config
+        assert isinstance(vision_config, CTFMVisionConfig)
+        vision_config.global_config = None
+        vision = CTFMVisionModel(vision_config)
         vision.local_model.load_state_dict(teacher)
         return vision.eval(), processor.image_processor
     model = CTFMModel(config)
@@ -171,7 +173,8 @@ def load_exported(path: Path) -> tuple[CTFMVisionModel | CTFMModel, CTFMImagePro
 def export(path: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Checkpoint -> a folder that `from_pretrained` loads, code files included."""
     model, processor = load_exported(path)
-    model.to(dtype).save_pretrained(out)
+    nn.Module.to(model, dtype)
+    model.save_pretrained(out)
     processor.save_pretrained(out)
 
 

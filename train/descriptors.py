@@ -83,6 +83,7 @@ def encode_scan(
     cut = cut_scans([sample], processor, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         found = vision.encode_crops(cut["pixel_values"], output_tokens=False).pooler_output
+    assert found is not None
     return found[0], cut["crop_grid"][0]
 
 

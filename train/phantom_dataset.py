@@ -58,7 +58,7 @@ def draw(task: tuple[int, str, PhantomDataset]) -> dict[str, object]:
     phantom = make_phantom(seed, shape=dataset.shape, ranges=ranges, wording=wording)
     path = dataset.folder / split / f"{seed:07d}.mha"
     write_mha(phantom, path)
-    row = {"path": f"{split}/{path.name}", "patient": f"phantom {seed}", "split": split}
+    row: dict[str, object] = {"path": f"{split}/{path.name}", "patient": f"phantom {seed}", "split": split}
     return row | {"report": str(phantom.report)} | {name: phantom.labels[name] for name in FINDING_NAMES}
 
 

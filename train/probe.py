@@ -119,8 +119,9 @@ def zero_shot_scores(model: CTFMModel, processor: CTFMProcessor, test: ProbeSet)
     assert test.image_embeds is not None
     prompts = [prompt for finding in test.findings for prompt in finding_prompts(finding)]
     words = processor.tokenizer(prompts, padding=True, return_tensors="pt").to(next(model.parameters()).device)
-    embeds = model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output.float()
-    texts = torch.nn.functional.normalize(embeds, dim=-1).cpu().numpy()
+    embeds = model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output
+    assert embeds is not None
+    texts = torch.nn.functional.normalize(embeds.float(), dim=-1).cpu().numpy()
     similarity = test.image_embeds @ texts.T
     return similarity[:, 0::2] - similarity[:, 1::2]
 

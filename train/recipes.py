@@ -227,7 +227,7 @@ def large() -> Recipe:
     """SPECTRE's size and schedule (arXiv:2511.17209, tables 5 and 6; CONTRIBUTING says what differs) for a quarter of a
     million scans: 83,100 steps of 1,536 crops, then 59,000 of 144 pairs, of which 5,900 with the local transformer frozen.
     The text tower is Qwen3-Embedding-0.6B with adapters."""
-    decay = {"weight_decay": 0.01, "last_weight_decay": 0.01}
+    decay: Any = {"weight_decay": 0.01, "last_weight_decay": 0.01}
     first = AlignmentPhase(
         steps=5_900,
         global_batch=144,
