@@ -175,6 +175,35 @@ def read_volume(source: Source, series_uid: str | None = None) -> Volume:
         return _to_volume(_read_files(path, files, series_uid or None))
 
 
+def read_segmentation(path: str | Path, volume: Volume) -> np.ndarray:
+    """Reads a label map (.nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr) drawn on the voxels of a scan, whatever its axis order.
+
+    Returns:
+        `(depth, height, width)` uint8 on the grid of `volume.hu`; 0 where nothing is drawn.
+
+    Raises:
+        GeometryError: it lies on other voxels; nothing is resampled.
+        VolumeError: values are no whole numbers of 0 to 255.
+    """
+    path = Path(path)
+    kind = tell_kind(path) if path.is_file() else "missing"
+    if kind not in RASTERS:
+        raise UnsupportedFormatError(
+            "no label map", file=path.name, value=kind, cure="Pass a NIfTI, MetaImage or NRRD file."
+        )
+    scan = read_raster(path, kind, path.parent)
+    axes, flips = _nearest_axes(scan.affine)
+    affine = scan.affine @ _reorder_matrix(axes, flips, scan.hu.shape)
+    labels = scan.hu.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    if labels.shape != volume.hu.shape or not np.allclose(affine, volume.affine, atol=0.01):
+        raise GeometryError("the label map lies on other voxels than the scan", file=path.name, value=labels.shape)
+    if labels.min() < 0 or labels.max() > 255 or not np.array_equal(np.rint(labels), labels):
+        raise VolumeError(
+            "labels must be whole numbers of 0 to 255", file=path.name, value=f"{labels.min()} to {labels.max()}"
+        )
+    return np.ascontiguousarray(labels.astype(np.uint8))
+
+
 def list_series(source: Source) -> list[SeriesInfo]:
     """What `read_volume` could read from a source, and what it would leave out and why (`left_out_because`).
 

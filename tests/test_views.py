@@ -7,7 +7,7 @@ import pytest
 import torch
 from ctfm import CTFMImageProcessor
 from ctfm.train.data import Crop, CropBatch, ScanSample, collate_crops
-from ctfm.train.views import Placement, ViewConfig, ViewShape, blur, cut_scans, make_views, place_views, sample_views
+from ctfm.train.views import Placement, ViewConfig, ViewShape, blur, cut_scans, make_views, place_views, sample_hu
 from ctfm.volume_ctfm import Volume
 from torch import Tensor
 
@@ -48,7 +48,7 @@ def place(start: list[float], step: list[float], count: int = 1) -> Placement:
 def test_an_untransformed_view_is_the_crop_exactly() -> None:
     batch = collate_crops(random_crops(1))
     shape = ViewShape(count=1, size=(9, 14, 12), spacing=SPACING, zoom=(1, 1))
-    views = sample_views(batch, place([0, 0, 0], list(SPACING)), shape)
+    views = sample_hu(batch, place([0, 0, 0], list(SPACING)), shape)
     torch.testing.assert_close(views[0, 0], batch.hu[0].float(), rtol=0, atol=2e-3)  # HU
     assert torch.equal(views[0, 0].round().to(torch.int16), batch.hu[0])
 
@@ -57,7 +57,7 @@ def test_a_ramp_keeps_its_place_in_millimetres() -> None:
     batch = collate_crops([crop(ramp) for ramp in ramps()])
     start, step = [3.3, 5.5, 2.2], [1.7, 0.6, 1.9]
     shape = ViewShape(count=1, size=(9, 14, 10), spacing=SPACING, zoom=(1, 1))
-    views = sample_views(batch, place(start, step, 3), shape)[:, 0]
+    views = sample_hu(batch, place(start, step, 3), shape)[:, 0]
     for axis in range(3):
         expected = 10 * (start[axis] + step[axis] * torch.arange(shape.size[axis]))
         lying = expected.view([-1 if a == axis else 1 for a in range(3)]).expand(shape.size)
@@ -73,7 +73,7 @@ def test_a_flip_mirrors_the_same_box(axis: int) -> None:
         found = []
         for config in (PLAIN, replace(PLAIN, flip=(flip[0], flip[1], flip[2]))):
             generators = [torch.Generator().manual_seed(salt) for _ in batch.numbers]
-            found.append(sample_views(batch, place_views(batch, shape, config, generators), shape))
+            found.append(sample_hu(batch, place_views(batch, shape, config, generators), shape))
         torch.testing.assert_close(found[1], found[0].flip(axis + 2), rtol=0, atol=0.02)
 
 

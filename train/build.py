@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
 from .masking import draw_kept_crops, draw_token_mask
 from .objective import SelfSupervisionBatch, SelfSupervisionObjective
 from .processes import Processes
-from .recipes import AlignmentPhase, Phase, Recipe, SelfSupervisionPhase
+from .recipes import AlignmentPhase, Phase, Recipe, SegmentationPhase, SelfSupervisionPhase
 from .reports import vary_report
+from .segmentation import SegmentationBatch, SegmentationObjective
 from .shards import Manifest
-from .throughput import alignment_flops, num_tokens, self_supervision_flops, view_tokens
-from .views import cut_scans, make_views
+from .throughput import alignment_flops, num_tokens, segmentation_flops, self_supervision_flops, view_tokens
+from .views import cut_scans, make_labelled_views, make_views
 
-Objective = SelfSupervisionObjective | AlignmentObjective
+Objective = SelfSupervisionObjective | SegmentationObjective | AlignmentObjective
 SPECIAL_TOKENS = ["[PAD]", "[CLS]", "[SEP]"]
 
 
@@ -142,6 +143,8 @@ def build_task(
     """`cache` is where the first alignment phase keeps its descriptors."""
     if isinstance(phase, SelfSupervisionPhase):
         return build_self_supervision(phase, recipe, data, model, device, processes)
+    if isinstance(phase, SegmentationPhase):
+        return build_segmentation(phase, recipe, data, model, device)
     return build_alignment(phase, recipe, data, model, processor, device, processes, cache)
 
 
@@ -185,6 +188,43 @@ def build_self_supervision(
         make_batch=make_batch,
         sample_flops=self_supervision_flops(phase, local.config),
         sample_tokens=view_tokens(phase, local.config),
+    )
+
+
+def build_segmentation(
+    phase: SegmentationPhase,
+    recipe: Recipe,
+    data: tuple[SourceConfig, ...],
+    model: CTFMModel,
+    device: torch.device,
+) -> Task:
+    schedule = Schedule(
+        SamplingConfig(
+            sources=tuple(replace(source, with_segmentation=True) for source in data),
+            seed=recipe.seed,
+            global_batch=phase.global_batch,
+            crops_per_scan=phase.crops_per_scan,
+            crop_mm=phase.crop_mm,
+            focal_share=phase.focal_share,
+        )
+    )
+    structures = schedule.manifests[0].structures
+    for source, manifest in zip(data, schedule.manifests, strict=True):
+        if manifest.structures != structures:
+            raise ValueError(f"{source.folder} names the labels of its label maps otherwise than {data[0].folder}.")
+    local = model.vision_model.local_model
+
+    def make_batch(crops: Any) -> SegmentationBatch:
+        pixel_values, segmentation = make_labelled_views(crops.to(device), phase.views)
+        return SegmentationBatch(pixel_values=pixel_values, segmentation=segmentation)
+
+    return Task(
+        objective=SegmentationObjective(local, tuple(sorted(structures)), phase.objective).to(device),
+        schedule=schedule,
+        load=lambda batches, num_workers: load_crops(schedule, batches, num_workers=num_workers),
+        make_batch=make_batch,
+        sample_flops=segmentation_flops(phase, local.config),
+        sample_tokens=num_tokens(local.config, phase.views.global_views.size),
     )
 
 

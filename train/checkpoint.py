@@ -42,7 +42,7 @@ from .build import add_adapters
 from .recipes import Recipe
 
 NAME = re.compile(r"(.+)-(\d{7})")
-TEACHER = "teacher.backbone."
+LOCAL = ("teacher.backbone.", "segmenter.backbone.")  # the local transformer of a phase that trains it alone
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
 
 
@@ -116,13 +116,19 @@ def rotate(folder: Path, recipe: Recipe, keep: int) -> None:
 
 
 def load_weights(path: Path, model: CTFMModel) -> None:
-    """What a phase leaves to the next: the teacher's local transformer, or the dual encoder."""
+    """What a phase leaves to the next: the local transformer (the teacher's), or the dual encoder."""
     state = load_file(path / "objective.safetensors")
-    teacher = {name[len(TEACHER) :]: tensor for name, tensor in state.items() if name.startswith(TEACHER)}
-    if teacher:
-        model.vision_model.local_model.load_state_dict(teacher)
+    local = local_weights(state)
+    if local:
+        model.vision_model.local_model.load_state_dict(local)
     else:
         model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+
+
+def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name[len(prefix) :]: tensor for name, tensor in state.items() for prefix in LOCAL if name.startswith(prefix)
+    }
 
 
 # ---- export ----
@@ -147,19 +153,19 @@ def check_recipe(out: Path, recipe: Recipe) -> None:
 
 
 def load_exported(path: Path) -> tuple[CTFMVisionModel | CTFMModel, CTFMImageProcessor | CTFMProcessor]:
-    """Model and processor as a checkpoint is published: of self-supervision the teacher's local transformer as a scan encoder
+    """Model and processor as a checkpoint is published: of a phase that trains the local transformer alone a scan encoder
     without a global one; of alignment the dual encoder, adapters merged."""
     out = path.parents[1]
     state = load_file(path / "objective.safetensors")
     config = CTFMConfig.from_pretrained(out / "model")
     processor = CTFMProcessor.from_pretrained(out / "processor")
-    teacher = {name[len(TEACHER) :]: tensor for name, tensor in state.items() if name.startswith(TEACHER)}
-    if teacher:
+    local = local_weights(state)
+    if local:
         vision_config = config.vision_config
         assert isinstance(vision_config, CTFMVisionConfig)
         vision_config.global_config = None
         vision = CTFMVisionModel(vision_config)
-        vision.local_model.load_state_dict(teacher)
+        vision.local_model.load_state_dict(local)
         return vision.eval(), processor.image_processor
     model = CTFMModel(config)
     rank = json.loads((out / "recipe.json").read_text())["text_adapter_rank"]

@@ -36,12 +36,14 @@ class SourceConfig:
         weight: its share of the samples, relative to the other sources'.
         split: only scans of this split; all where empty.
         with_report: only scans that have a report.
+        with_segmentation: only scans that have a label map, which is read with their crops.
     """
 
     folder: str
     weight: float = 1.0
     split: str = ""
     with_report: bool = False
+    with_segmentation: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class SamplingConfig:
         crops_per_scan: consecutive samples that come from one scan, from places of their own; 4 as in SPECTRE's paper. Whole
             scans take 1.
         crop_mm: extent of a crop, `(depth, height, width)`. SPECTRE's 128 x 256 x 256 voxels of 1 x 0.5 x 0.5 mm.
+        focal_share: of the crops that lie around a finding, where a scan's label map has one.
         max_crop: voxels beyond which a crop is not read, whatever the spacing: 33 MB of int16.
     """
 
@@ -64,6 +67,7 @@ class SamplingConfig:
     global_batch: int = 1536
     crops_per_scan: int = 4
     crop_mm: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    focal_share: float = 0.0
     max_crop: Box = (256, 256, 256)
 
 
@@ -86,7 +90,9 @@ class Schedule:
         self.rows = tuple(select_rows(m, s) for m, s in zip(self.manifests, config.sources, strict=True))
         empty = [s.folder for s, rows in zip(config.sources, self.rows, strict=True) if not len(rows)]
         if empty:
-            raise ValueError(f"No scan is left in {', '.join(empty)}: look at split and with_report.")
+            raise ValueError(
+                f"No scan is left in {', '.join(empty)}: look at split, with_report and with_segmentation."
+            )
         self.order = lay_mixture([source.weight for source in config.sources], config.seed)  # (SLOTS,) -> source
         self.earlier = np.stack([np.cumsum(self.order == k) - (self.order == k) for k in range(len(self.rows))])
 
@@ -142,6 +148,8 @@ def select_rows(manifest: Manifest, source: SourceConfig) -> np.ndarray:
         keep &= pc.call_function("equal", [manifest.table.column("split"), source.split]).to_numpy(zero_copy_only=False)
     if source.with_report:
         keep &= pc.call_function("not_equal", [manifest.table.column("report_key"), ""]).to_numpy(zero_copy_only=False)
+    if source.with_segmentation:
+        keep &= pc.call_function("not_equal", [manifest.table.column("places"), ""]).to_numpy(zero_copy_only=False)
     return np.flatnonzero(keep)
 
 
@@ -192,6 +200,7 @@ class Crop:
     start: Box
     spacing: tuple[float, float, float]
     hu: Tensor  # (D, H, W) int16
+    segmentation: Tensor | None = None  # (D, H, W) uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,13 +213,16 @@ class CropBatch:
     seeds: Tensor  # (b,) int64, of the views
     numbers: tuple[int, ...]
     scan_ids: tuple[str, ...]
+    segmentation: Tensor | None = None  # (b, D, H, W) uint8
 
     def to(self, device: torch.device | str) -> "CropBatch":
         """With the voxels on a device; the rest is small and stays."""
-        return replace(self, hu=self.hu.to(device, non_blocking=True))
+        labels = None if self.segmentation is None else self.segmentation.to(device, non_blocking=True)
+        return replace(self, hu=self.hu.to(device, non_blocking=True), segmentation=labels)
 
     def pin_memory(self) -> "CropBatch":
-        return replace(self, hu=self.hu.pin_memory())
+        labels = None if self.segmentation is None else self.segmentation.pin_memory()
+        return replace(self, hu=self.hu.pin_memory(), segmentation=labels)
 
 
 class CropDataset(Dataset[Crop]):
@@ -223,7 +235,11 @@ class CropDataset(Dataset[Crop]):
         draw = self.schedule.draw(index)
         manifest, config = self.schedule.manifests[draw.source], self.schedule.config
         scan = manifest[draw.row]
-        start, size = place_crop(scan, config.crop_mm, config.max_crop, draw.seed)
+        start, size = place_crop(scan, config.crop_mm, config.max_crop, draw.seed, config.focal_share)
+        segmentation = None
+        if config.sources[draw.source].with_segmentation:
+            labels = manifest.read_box(scan, start, size, "segmentation")
+            segmentation = torch.from_numpy(labels.astype(np.uint8))
         return Crop(
             number=index,
             seed=draw.seed,
@@ -231,19 +247,30 @@ class CropDataset(Dataset[Crop]):
             start=start,
             spacing=scan.spacing,
             hu=torch.from_numpy(manifest.read_box(scan, start, size)),
+            segmentation=segmentation,
         )
 
 
-def place_crop(scan: ScanRow, crop_mm: Sequence[float], max_crop: Sequence[int], seed: int) -> tuple[Box, Box]:
+def place_crop(
+    scan: ScanRow, crop_mm: Sequence[float], max_crop: Sequence[int], seed: int, focal_share: float = 0.0
+) -> tuple[Box, Box]:
     """Start and size in voxels: as many as cover `crop_mm`, no more than the scan has, uniform over where they lie within
-    the body, or hold all of it along an axis on which it is shorter."""
-    chances = np.random.Generator(np.random.Philox(seed)).random(3)
+    the body, or hold all of it along an axis on which it is shorter; for `focal_share` of the seeds a voxel of one of the
+    scan's findings, each as likely, lies anywhere in the middle three fifths."""
+    random = np.random.Generator(np.random.Philox(seed))
+    chances = random.random(3)
+    place = None
+    if focal_share and scan.places and random.random() < focal_share:
+        voxels = scan.places[sorted(scan.places)[int(random.integers(len(scan.places)))]]
+        place = voxels[int(random.integers(len(voxels)))]
     starts, sizes = [], []
     for axis, chance in enumerate(chances):
         wanted = min(math.ceil(crop_mm[axis] / scan.spacing[axis]), max_crop[axis], scan.shape[axis])
         low, high = scan.body_start[axis], scan.body_stop[axis] - wanted
         low, high = min(low, high), max(low, high)
-        low, high = max(0, low), min(high, scan.shape[axis] - wanted)
+        if place is not None:
+            low, high = place[axis] - int(0.8 * wanted), place[axis] - int(0.2 * wanted)
+        low, high = (min(max(end, 0), scan.shape[axis] - wanted) for end in (low, high))
         starts.append(low + int(chance * (high - low + 1)))
         sizes.append(wanted)
     return (starts[0], starts[1], starts[2]), (sizes[0], sizes[1], sizes[2])
@@ -255,7 +282,15 @@ def collate_crops(crops: Sequence[Crop]) -> CropBatch:
     for place, crop in zip(hu, crops, strict=True):
         d, h, w = crop.hu.shape
         place[:d, :h, :w] = crop.hu
+    segmentation = None
+    if all(crop.segmentation is not None for crop in crops):
+        segmentation = torch.zeros(hu.shape, dtype=torch.uint8)
+        for place, crop in zip(segmentation, crops, strict=True):
+            assert crop.segmentation is not None
+            d, h, w = crop.hu.shape
+            place[:d, :h, :w] = crop.segmentation
     return CropBatch(
+        segmentation=segmentation,
         hu=hu,
         shape=torch.tensor([crop.hu.shape for crop in crops]),
         spacing=torch.tensor([crop.spacing for crop in crops]),

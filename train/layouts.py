@@ -46,6 +46,7 @@ class ScanSource:
         name: distinguishes the scan in its data set on any machine; patient: who it is of; neither is written anywhere in
             the clear.
         group: scans of one group are reconstructions of one scan; empty where a layout does not say.
+        segmentation: a label map on the scan's voxels.
         refused: why the publisher's own lists leave this scan out.
     """
 
@@ -60,6 +61,7 @@ class ScanSource:
     split: str = ""
     region: str = ""
     stated: StatedFacts = StatedFacts()
+    segmentation: Path | None = None
     refused: str = ""
 
 
@@ -76,9 +78,10 @@ def find_folder(root: Path) -> list[ScanSource]:
 
 
 def find_csv(table: Path) -> list[ScanSource]:
-    """A table with the columns path (relative to it) and, as far as known, report, patient, split, region, series_uid.
+    """A table with the columns path (relative to it) and, as far as known, report, patient, split, region, series_uid,
+    segmentation (the path of a label map, whose labels structures.json beside the table names: `{"1": "liver"}`).
     Every other column is a finding's label: a number, or empty where unknown."""
-    known = {"path", "report", "patient", "split", "region", "series_uid"}
+    known = {"path", "report", "patient", "split", "region", "series_uid", "segmentation"}
     sources = []
     for row in read_table(table):
         uid = row.get("series_uid") or None
@@ -92,6 +95,7 @@ def find_csv(table: Path) -> list[ScanSource]:
                 split=row.get("split", ""),
                 region=row.get("region", ""),
                 labels=_labels({name: value for name, value in row.items() if name not in known}),
+                segmentation=table.parent / row["segmentation"] if row.get("segmentation") else None,
             )
         )
     return sources

@@ -1,4 +1,5 @@
-"""Phantoms -> a folder of scans (MetaImage) and table.csv, in the layout `csv` of `prepare`.
+"""Phantoms -> a folder of scans and segmentations (MetaImage), table.csv and structures.json, in the layout `csv` of
+`prepare`.
 
     python -m ctfm.train.phantom_dataset FOLDER --num-train 1000 --num-held-out 300 --num-workers 8
 
@@ -7,6 +8,7 @@ habitus) and reports in sentences that no training report has.
 """
 
 import csv
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from .phantom import FINDING_NAMES, SHIFTED_RANGES, TRAIN_RANGES, Phantom, make_phantom
+from .phantom import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, TRAIN_RANGES, Phantom, make_phantom
 
 FIRST_HELD_OUT_SEED = 1_000_000
 
@@ -57,19 +59,22 @@ def draw(task: tuple[int, str, PhantomDataset]) -> dict[str, object]:
     ranges = TRAIN_RANGES if split == "train" else SHIFTED_RANGES
     phantom = make_phantom(seed, shape=dataset.shape, ranges=ranges, wording=wording)
     path = dataset.folder / split / f"{seed:07d}.mha"
-    write_mha(phantom, path)
+    drawn = path.with_name(f"{seed:07d}-segmentation.mha")
+    write_mha(phantom.hu, phantom, path)
+    write_mha(phantom.segmentation, phantom, drawn)
     row: dict[str, object] = {"path": f"{split}/{path.name}", "patient": f"phantom {seed}", "split": split}
+    row["segmentation"] = f"{split}/{drawn.name}"
     return row | {"report": str(phantom.report)} | {name: phantom.labels[name] for name in FINDING_NAMES}
 
 
-def write_mha(phantom: Phantom, path: Path) -> None:
-    """Writes a phantom's HU, whole or not at all."""
+def write_mha(voxels: torch.Tensor, phantom: Phantom, path: Path) -> None:
+    """Writes a phantom's HU or segmentation, whole or not at all."""
     to_world = (
         np.diag([-1.0, -1.0, 1.0]) @ phantom.affine[:3, [2, 1, 0, 3]]
     )  # columns (x, y, z), LPS as MetaImage has it
     spacing = np.linalg.norm(to_world[:, :3], axis=0)
     directions = (to_world[:, :3] / spacing).T  # one row an axis
-    hu = phantom.hu.cpu().numpy()
+    array = voxels.cpu().numpy()
     header = {
         "ObjectType": "Image",
         "NDims": "3",
@@ -79,13 +84,13 @@ def write_mha(phantom: Phantom, path: Path) -> None:
         "TransformMatrix": " ".join(f"{v:g}" for v in directions.ravel()),
         "Offset": " ".join(repr(float(v)) for v in to_world[:, 3]),
         "ElementSpacing": " ".join(repr(float(v)) for v in spacing),
-        "DimSize": " ".join(map(str, hu.shape[::-1])),
-        "ElementType": "MET_SHORT",
+        "DimSize": " ".join(map(str, array.shape[::-1])),
+        "ElementType": "MET_UCHAR" if array.dtype == np.uint8 else "MET_SHORT",
         "ElementDataFile": "LOCAL",
     }
     partial = path.with_suffix(".partial")
     text = "".join(f"{name} = {value}\n" for name, value in header.items())
-    partial.write_bytes(text.encode() + hu.astype("<i2").tobytes())
+    partial.write_bytes(text.encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
     os.replace(partial, path)
 
 
@@ -95,10 +100,12 @@ def write_dataset(dataset: PhantomDataset) -> Path:
         (dataset.folder / split).mkdir(parents=True, exist_ok=True)
     tasks = [(seed, split, dataset) for seed, split in plan(dataset)]
     bar = tqdm(total=len(tasks), unit="phantom", disable=not sys.stderr.isatty())
+    structures = {number: name for number, name in SEGMENTATION_NAMES.items() if name != "background"}
+    (dataset.folder / "structures.json").write_text(json.dumps(structures, indent=1))
     table = dataset.folder / "table.csv"
     partial = table.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file, bar:
-        writer = csv.DictWriter(file, ["path", "patient", "split", "report", *FINDING_NAMES])
+        writer = csv.DictWriter(file, ["path", "patient", "split", "report", "segmentation", *FINDING_NAMES])
         writer.writeheader()
         if dataset.num_workers == 0:
             rows = map(draw, tasks)

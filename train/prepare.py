@@ -33,14 +33,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..volume_ctfm import AIR_HU, GeometryError, NotCTError, Volume, VolumeError, read_volume
+from ..volume_ctfm import AIR_HU, GeometryError, NotCTError, Volume, VolumeError, read_segmentation, read_volume
 from .layouts import LAYOUTS, ScanSource, StatedFacts
 from .shards import BLOCK, ShardWriter, shard_name, write_manifest
 
-FORMAT = 1  # of a prepared folder; another number means that its shards are written anew
+FORMAT = 2  # of a prepared folder; another number means that its shards are written anew
 BODY_HU = -300  # denser than lung and fat's darkest edge: the box around it is where crops are taken
 HISTOGRAM_HU = (-1024, 3072)  # the 12 bits of a CT scanner
 PERCENTILES = (0.5, 5, 25, 50, 75, 95, 99.5)
+PLACES = 8  # of each finding: where crops are taken that must hold one
 SPACING_TOLERANCE = 0.02  # CT-RATE's tables are rounded to 3 digits; a wrong spacing is off by far more
 NO_INTERCEPT, TWICE, WINDOWED = "intercept is probably missing", "rescale was probably applied twice", "8-bit export"
 
@@ -74,6 +75,7 @@ class Task:
     plan: str
     out: Path
     key: bytes
+    structures: dict[int, str]  # names of segmentations' labels
     fatal: frozenset[str] = frozenset()  # names of sources that took a process down
 
 
@@ -102,6 +104,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     ) as bar:
         for _ in run_tasks(missing, config.num_workers):
             bar.update()
+    write_text(config.out / "structures.json", json.dumps(read_structures(config.source)))
     return finish(config.out, len(tasks), passed_over, key)
 
 
@@ -126,18 +129,27 @@ def choose_sources(
 
 
 def plan_tasks(sources: Sequence[ScanSource], config: PrepareConfig, key: bytes) -> list[Task]:
-    tasks = []
+    tasks, structures = [], read_structures(config.source)
     for number, start in enumerate(range(0, len(sources), config.scans_per_shard)):
         some = tuple(sources[start : start + config.scans_per_shard])
-        facts = [(asdict(source) | {"path": ""}, _stamp(source.path)) for source in some]
-        plan = keyed_hash(key, json.dumps([FORMAT, BLOCK, facts]).encode())
-        tasks.append(Task(number=number, sources=some, plan=plan, out=config.out, key=key))
+        facts = [
+            (asdict(source) | {"path": "", "segmentation": ""}, _stamp(source.path), _stamp(source.segmentation))
+            for source in some
+        ]
+        plan = keyed_hash(key, json.dumps([FORMAT, BLOCK, structures, facts]).encode())
+        tasks.append(Task(number=number, sources=some, plan=plan, out=config.out, key=key, structures=structures))
     return tasks
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def read_structures(source: Path) -> dict[int, str]:
+    """structures.json beside a table: label -> name."""
+    path = source.with_name("structures.json")
+    return {int(label): name for label, name in json.loads(path.read_text()).items()} if path.is_file() else {}
+
+
+def _stamp(path: Path | None) -> tuple[int, int]:
     """Size and time of a file: a corrected file is read again. A folder is known by its name."""
-    if not path.is_file():
+    if path is None or not path.is_file():
         return (0, 0)
     facts = path.stat()
     return (facts.st_size, facts.st_mtime_ns)
@@ -218,6 +230,7 @@ def write_shard(task: Task) -> int:
                 if source.name in task.fatal:
                     raise VolumeError("its reader ended the process")
                 volume, repairs = read_source(source)
+                segmentation = read_segmentation(source.segmentation, volume) if source.segmentation else None
             except VolumeError as error:
                 refusals.append({"scan_id": scan_id, "kind": type(error).__name__, "reason": error.problem})
                 continue
@@ -225,8 +238,10 @@ def write_shard(task: Task) -> int:
                 reason = getattr(error, "strerror", None) or "out of memory"
                 refusals.append({"scan_id": scan_id, "kind": type(error).__name__, "reason": reason})
                 continue
-            row = writer.add(scan_id, volume.hu)
-            scans.append(describe(source, scan_id, task, volume, repairs) | {"shard": task.number, "row": row})
+            row = writer.add(scan_id, volume.hu, segmentation=segmentation)
+            facts = describe(source, scan_id, task, volume, repairs)
+            places = find_places(segmentation, task.structures, source.labels)
+            scans.append(facts | {"places": places, "shard": task.number, "row": row})
             histogram += count_hu(volume.hu)
     part = {"plan": task.plan, "scans": scans, "refusals": refusals, "histogram": histogram.tolist()}
     write_text(task.out / part_name(task.number), json.dumps(part))
@@ -315,6 +330,20 @@ def describe(source: ScanSource, scan_id: str, task: Task, volume: Volume, repai
     }
 
 
+def find_places(segmentation: np.ndarray | None, structures: dict[int, str], labels: dict[str, float]) -> str:
+    """Voxels of each finding, evenly among all that it has, as JSON; a finding is a structure that the table has a label
+    for. Empty without a segmentation."""
+    if segmentation is None:
+        return ""
+    places = {}
+    for number in np.unique(segmentation).tolist():
+        name = structures.get(number, "")
+        if name in labels:
+            voxels = np.argwhere(segmentation == number)
+            places[name] = voxels[np.linspace(0, len(voxels) - 1, min(PLACES, len(voxels))).astype(int)].tolist()
+    return json.dumps(places)
+
+
 def find_body(hu: np.ndarray) -> tuple[list[int], list[int]]:
     """The box of what is denser than `BODY_HU`; all of the scan where nothing is."""
     plane = hu.max(axis=0)
@@ -381,6 +410,7 @@ def summarize(out: Path, scans: list[dict], refusals: list[dict], histogram: np.
         "num_patients": len({scan["patient"] for scan in scans}),
         "num_reports": sum(reports.values()),
         "num_repeated_reports": sum(count - 1 for count in reports.values()),
+        "num_segmentations": sum(bool(scan["places"]) for scan in scans),
         "num_voxels": voxels,
         "shard_bytes": size,
         "shard_bytes_per_int16_byte": round(size / max(1, 2 * voxels), 4),

@@ -13,6 +13,7 @@ from .alignment import AlignmentConfig
 from .masking import MaskingConfig
 from .objective import SelfSupervisionConfig, SinkhornConfig
 from .reports import ReportConfig
+from .segmentation import SegmentationConfig
 from .views import ViewConfig, ViewShape
 
 
@@ -79,7 +80,29 @@ class AlignmentPhase:
     objective: AlignmentConfig = AlignmentConfig()
 
 
-Phase = SelfSupervisionPhase | AlignmentPhase
+@dataclass(frozen=True, kw_only=True)
+class SegmentationPhase:
+    """Crops with label maps -> local transformer.
+
+    Args:
+        steps, global_batch, micro_batch, crops_per_scan, crop_mm: as of `SelfSupervisionPhase`.
+        focal_share: of the crops that lie around a finding.
+        views: a crop is seen once, as a global view.
+    """
+
+    steps: int
+    global_batch: int
+    micro_batch: int
+    crops_per_scan: int = 4
+    crop_mm: tuple[float, float, float] = (160.0, 160.0, 160.0)
+    focal_share: float = 0.7
+    split: str = "train"
+    optimizer: OptimizerConfig
+    views: ViewConfig = ViewConfig()
+    objective: SegmentationConfig = SegmentationConfig()
+
+
+Phase = SelfSupervisionPhase | SegmentationPhase | AlignmentPhase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("shape", pa.list_(pa.int32(), 3), nullable=False),
         pa.field("block", pa.list_(pa.int32(), 3), nullable=False),
         pa.field("blocks", pa.large_list(pa.large_binary()), nullable=False),
+        pa.field("segmentation", pa.large_list(pa.large_binary()), nullable=False),  # its blocks, or none
     ]
 )
 MANIFEST_SCHEMA = pa.schema(
@@ -52,6 +53,9 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("report", pa.string(), nullable=False),
         pa.field("report_key", pa.string(), nullable=False),  # equal reports have equal keys
         pa.field("labels", pa.string(), nullable=False),  # JSON, finding -> number
+        pa.field(
+            "places", pa.string(), nullable=False
+        ),  # JSON, finding -> some of its voxels; empty without segmentation
         pa.field("content", pa.string(), nullable=False),  # keyed hash of the voxels
         pa.field("repairs", pa.list_(pa.string()), nullable=False),
         pa.field("warnings", pa.list_(pa.string()), nullable=False),
@@ -115,9 +119,11 @@ class ShardWriter:
         self.writer = pa.ipc.new_file(self.file, SHARD_SCHEMA)
         return self
 
-    def add(self, scan_id: str, hu: np.ndarray, block: Box = BLOCK) -> int:
+    def add(self, scan_id: str, hu: np.ndarray, block: Box = BLOCK, segmentation: np.ndarray | None = None) -> int:
         """Returns the scan's row."""
         row = {"scan_id": scan_id, "shape": hu.shape, "block": block, "blocks": list(encode_scan(hu, block))}
+        labels = [] if segmentation is None else list(encode_scan(segmentation.astype(np.int16), block))
+        row["segmentation"] = labels
         self.writer.write_batch(pa.RecordBatch.from_pylist([row], schema=SHARD_SCHEMA))
         self.num_rows += 1
         return self.num_rows - 1
@@ -139,13 +145,14 @@ class Shard:
     def __init__(self, path: str) -> None:
         self.reader = pa.ipc.open_file(open_file(path))
 
-    def read_box(self, row: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        """Voxels `start` to `start + size` of a scan as int16 `(size)`; what lies outside the scan is air."""
+    def read_box(self, row: int, start: Sequence[int], size: Sequence[int], column: str = "blocks") -> np.ndarray:
+        """Voxels `start` to `start + size` of a scan as int16 `(size)`; what lies outside the scan is air. Of the column
+        "segmentation" its labels, 0 outside."""
         batch = self.reader.get_batch(row)
         shape, block = (batch.column(name)[0].as_py() for name in ("shape", "block"))
-        blocks = batch.column("blocks").values
+        blocks = batch.column(column).values
         grid = [-(-extent // step) for extent, step in zip(shape, block, strict=True)]
-        out = np.full(tuple(size), AIR_HU, np.int16)
+        out = np.full(tuple(size), AIR_HU if column == "blocks" else 0, np.int16)
         touched = [
             range(max(0, a) // step, -(-min(extent, a + n) // step))
             for a, n, step, extent in zip(start, size, block, shape, strict=True)
@@ -203,6 +210,7 @@ class ScanRow:
     report: str
     report_key: str
     labels: dict[str, float]
+    places: dict[str, list[Box]]
 
 
 class Manifest:
@@ -212,6 +220,12 @@ class Manifest:
         self.folder = str(folder)
         path = f"{self.folder}/manifest.arrow"
         self.table = pa.ipc.open_file(open_file(path)).read_all()
+
+    @property
+    def structures(self) -> dict[int, str]:
+        """Names of the segmentation's labels."""
+        with open_file(f"{self.folder}/structures.json") as file:
+            return {int(label): name for label, name in json.loads(file.read()).items()}
 
     def __reduce__(self) -> tuple[type, tuple[str]]:  # a worker process maps the file itself
         return Manifest, (self.folder,)
@@ -225,11 +239,12 @@ class Manifest:
             values[name] = tuple(values[name])
         values["affine"] = np.array(values["affine"]).reshape(4, 4)
         values["labels"] = json.loads(values["labels"])
+        values["places"] = json.loads(values["places"] or "{}")
         return ScanRow(**values)
 
-    def read_box(self, scan: ScanRow, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    def read_box(self, scan: ScanRow, start: Sequence[int], size: Sequence[int], column: str = "blocks") -> np.ndarray:
         """See `Shard.read_box`."""
-        return open_shard(f"{self.folder}/{shard_name(scan.shard)}").read_box(scan.row, start, size)
+        return open_shard(f"{self.folder}/{shard_name(scan.shard)}").read_box(scan.row, start, size, column)
 
 
 def write_manifest(path: Path, rows: Iterable[dict]) -> None:

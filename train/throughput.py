@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..configuration_ctfm import CTFMGlobalConfig, CTFMVisionConfig
-from .recipes import AlignmentPhase, SelfSupervisionPhase
+from .recipes import AlignmentPhase, SegmentationPhase, SelfSupervisionPhase
 
 # Dense bf16, from the vendor's data sheets, by what the name of the device contains.
 PEAK_FLOPS = {"B200": 2.25e15, "H200": 9.89e14, "H100": 9.89e14, "A100": 3.12e14, "L40S": 3.62e14}
@@ -60,6 +60,11 @@ def self_supervision_flops(phase: SelfSupervisionPhase, config: CTFMVisionConfig
     teacher_rows = views.global_views.count + hidden_rows
     student_rows = teacher_rows + views.local_views.count
     return 3 * (global_flops + local_flops + student_rows * row) + global_flops + teacher_rows * row
+
+
+def segmentation_flops(phase: SegmentationPhase, config: CTFMVisionConfig) -> float:
+    """Forward and backward of one crop; the heads are too small to count."""
+    return 3 * crop_flops(config, phase.views.global_views.size)
 
 
 def alignment_flops(

@@ -8,7 +8,7 @@ report alignment, cannot mirror at all.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ def make_views(batch: CropBatch, config: ViewConfig) -> Views:
     for salt, shape in enumerate((config.global_views, config.local_views)):
         generators = [torch.Generator().manual_seed(seed ^ (salt + 1)) for seed in seeds]
         placement = place_views(batch, shape, config, generators)
-        hu = sample_views(batch, placement, shape)
+        hu = sample_hu(batch, placement, shape)
         made.append(vary_intensity(hu, config, generators, seeds, salt))
     return Views(global_views=made[0], local_views=made[1])
 
@@ -118,17 +118,32 @@ def place_views(
     return Placement(start_mm=start.flatten(0, 1), step_mm=step.flatten(0, 1))
 
 
-def sample_views(batch: CropBatch, placement: Placement, shape: ViewShape) -> Tensor:
-    """`(n, 1, D, H, W)` HU float32, trilinear, air outside the crops."""
+def make_labelled_views(batch: CropBatch, config: ViewConfig) -> tuple[Tensor, Tensor]:
+    """Crops -> one view each, in the shape of global views, `(b, 1, D, H, W)` 0 to 1, with its labels `(b, D, H, W)` uint8."""
+    assert batch.segmentation is not None
+    shape, seeds = replace(config.global_views, count=1), batch.seeds.tolist()
+    generators = [torch.Generator().manual_seed(seed ^ 1) for seed in seeds]
+    placement = place_views(batch, shape, config, generators)
+    labels = sample_views(batch.segmentation[:, None].float(), batch, placement, shape, "nearest")
+    hu = sample_hu(batch, placement, shape)
+    return vary_intensity(hu, config, generators, seeds, 0), labels[:, 0].to(torch.uint8)
+
+
+def sample_hu(batch: CropBatch, placement: Placement, shape: ViewShape) -> Tensor:
+    """`(n, 1, D, H, W)` HU float32, trilinear, air outside the crops: what `grid_sample` pads with is 0."""
+    return sample_views(batch.hu[:, None].float() + 1024, batch, placement, shape, "bilinear") - 1024
+
+
+def sample_views(voxels: Tensor, batch: CropBatch, placement: Placement, shape: ViewShape, mode: str) -> Tensor:
+    """`(b, 1, D, H, W)` of the crops -> `(n, 1, D, H, W)` of the views, 0 outside the crops."""
     num_views = len(placement.start_mm) // len(batch.shape)
     device, size = batch.hu.device, torch.tensor(batch.hu.shape[1:])
     spacing = batch.spacing.float().repeat(num_views, 1)
     start, step = placement.start_mm / spacing, placement.step_mm / spacing  # -> voxels of the crop
     axes = []
     for axis in range(3):
-        voxels = start[:, axis, None] + step[:, axis, None] * torch.arange(shape.size[axis])
-        axes.append(((2 * voxels + 1) / size[axis] - 1).to(device))  # -> -1 to 1 from edge to edge
-    hu = batch.hu[:, None].float() + 1024  # so that the padding of grid_sample is air
+        places = start[:, axis, None] + step[:, axis, None] * torch.arange(shape.size[axis])
+        axes.append(((2 * places + 1) / size[axis] - 1).to(device))  # -> -1 to 1 from edge to edge
     depth, height, width = shape.size
     views = []
     for first in range(0, len(spacing), len(batch.hu)):  # a view of every crop at a time: the grid is 3 floats a voxel
@@ -137,8 +152,8 @@ def sample_views(batch: CropBatch, placement: Placement, shape: ViewShape) -> Te
             axis[rows].view(-1, *(axis.shape[1] if a == b else 1 for b in range(3))).expand(-1, depth, height, width)
             for a, axis in enumerate(axes)
         )
-        views.append(F.grid_sample(hu, torch.stack((w, h, d), dim=-1), align_corners=False))
-    return torch.cat(views) - 1024
+        views.append(F.grid_sample(voxels, torch.stack((w, h, d), dim=-1), mode=mode, align_corners=False))
+    return torch.cat(views)
 
 
 def vary_intensity(
