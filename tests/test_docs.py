@@ -28,6 +28,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     image_processor = CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native")
     CTFMProcessor(image_processor, tiny_tokenizer()).save_pretrained(checkpoint)
     image_processor.save_pretrained(checkpoint)
+    shutil.copy(ROOT / "tests" / "fixtures" / "reporting" / "walking.md", tmp_path / "trial.md")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
