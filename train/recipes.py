@@ -167,8 +167,8 @@ def embedded() -> Recipe:
         width=192,
         layers=4,
         phases={
-            "segmentation": _segmentation(steps=9000, batch=32),
-            "alignment": _alignment(steps=3000, batch=64),
+            "segmentation": _segmentation(steps=6000, batch=32),
+            "alignment": _alignment(steps=2000, batch=64),
         },
     )
 
