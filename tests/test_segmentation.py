@@ -16,7 +16,6 @@ from ctfm.train.data import CropDataset, SamplingConfig, Schedule, SourceConfig,
 from ctfm.train.phantom import FINDING_NAMES, SEGMENTATION_NAMES, make_phantom
 from ctfm.train.phantom_dataset import write_mha
 from ctfm.train.prepare import main as prepare
-from ctfm.train.recipes import SegmentationPhase
 from ctfm.train.segmentation import (
     SegmentationBatch,
     SegmentationConfig,
@@ -187,16 +186,7 @@ def test_a_few_steps_tell_bright_patches_from_dark_ones() -> None:
 
 def test_the_loop_trains_on_label_maps_and_exports_the_local_transformer(prepared: Path, tmp_path: Path) -> None:
     tiny = tiny_recipe(steps=2)
-    first = tiny.phases["self_supervision"]
-    phase = SegmentationPhase(
-        steps=2,
-        global_batch=4,
-        micro_batch=2,
-        crop_mm=(200.0, 320.0, 320.0),
-        optimizer=first.optimizer,
-        views=first.views,
-    )
-    recipe = replace(tiny, phases={"self_supervision": first, "segmentation": phase})
+    recipe = replace(tiny, phases={name: tiny.phases[name] for name in ("self_supervision", "segmentation")})
     run = loop.Run(recipe=recipe, out=tmp_path / "run", data=(str(prepared),), log_every=1)
     assert loop.pretrain(run, Accelerator(cpu=True))
     before, after = (

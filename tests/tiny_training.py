@@ -12,7 +12,7 @@ from ctfm.train.objective import SelfSupervisionBatch, SelfSupervisionConfig, Se
 from ctfm.train.phantom_dataset import PhantomDataset, write_dataset
 from ctfm.train.prepare import main as prepare
 from ctfm.train.processes import ALONE, Processes
-from ctfm.train.recipes import AlignmentPhase, OptimizerConfig, Recipe, SelfSupervisionPhase
+from ctfm.train.recipes import AlignmentPhase, OptimizerConfig, Recipe, SegmentationPhase, SelfSupervisionPhase
 from ctfm.train.reports import ReportConfig
 from ctfm.train.views import ViewConfig, ViewShape
 
@@ -103,10 +103,11 @@ def tiny_data(folder: Path, num_train: int = 12, num_held_out: int = 0) -> Path:
 
 
 def tiny_recipe(steps: int = 6, micro_batches: int = 1) -> Recipe:
-    """Self-supervision, alignment over cached descriptors, alignment of all; two passes over one step are equal."""
+    """Self-supervision, label maps, alignment over cached descriptors, alignment of all; two passes over one step are equal."""
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, last_weight_decay=0.2)
     batch = {"global_batch": 4, "micro_batch": 4 // micro_batches, "optimizer": optimizer, "steps": steps}
     local = ViewShape(count=2, size=(4, 16, 16), spacing=(16, 16, 16), zoom=(0.8, 1.2))
+    views = ViewConfig(global_views=replace(local, size=(8, 16, 32)), local_views=local)
     align = AlignmentPhase(**batch, descriptors_are_cached=True, reports=ReportConfig(max_tokens=40))  # type: ignore[arg-type]
     return Recipe(
         name="tiny",
@@ -125,10 +126,11 @@ def tiny_recipe(steps: int = 6, micro_batches: int = 1) -> Recipe:
                 **batch,  # type: ignore[arg-type]
                 crops_per_scan=2,
                 crop_mm=(160.0, 320.0, 320.0),
-                views=ViewConfig(global_views=replace(local, size=(8, 16, 32)), local_views=local),
+                views=views,
                 masking=MaskingConfig(smallest_block=2),
                 objective=SelfSupervisionConfig(**SELF_SUPERVISION | {"total_steps": steps}),  # type: ignore[arg-type]
             ),
+            "segmentation": SegmentationPhase(**batch, crop_mm=(160.0, 320.0, 320.0), views=views),  # type: ignore[arg-type]
             "alignment": align,
             "alignment_of_all": replace(
                 align,

@@ -43,7 +43,7 @@ from .recipes import Recipe
 
 NAME = re.compile(r"(.+)-(\d{7})")
 LOCAL = ("teacher.backbone.", "segmenter.backbone.")  # the local transformer of a phase that trains it alone
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +65,18 @@ def save_state(
     """Writes `folder/PHASE-STEP` and returns it. Sharded parameters are collected; the main process writes."""
     model_state = get_model_state_dict(objective, options=FULL)
     # Asked before its first step, torch would make one, with gradients of zero, and count it.
-    optimizer_state = get_optimizer_state_dict(objective, optimizer, options=FULL) if optimizer.state else {}
+    has_stepped = bool(optimizer.state)
+    moments = get_optimizer_state_dict(objective, optimizer, options=FULL) if has_stepped else {"state": {}}
     path = folder / f"{position.phase}-{position.step:07d}"
     if is_main and not path.is_dir():
         partial = folder / f".{path.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(own_memory(model_state), partial / "objective.safetensors")
-        tensors = {name: value for name, value in optimizer_state.items() if isinstance(value, torch.Tensor)}
+        tensors = {f"{name}.{key}": value for name, own in moments["state"].items() for key, value in own.items()}
         save_file(own_memory(tensors), partial / "optimizer.safetensors")
-        numbers = {name: value for name, value in optimizer_state.items() if name not in tensors}
-        (partial / "state.json").write_text(json.dumps(asdict(position) | {"optimizer": numbers}, indent=1))
+        groups = {"param_groups": moments.get("param_groups", [])}
+        (partial / "state.json").write_text(json.dumps(asdict(position) | groups, indent=1))
         for file in partial.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -91,9 +92,12 @@ def load_state(path: Path, objective: nn.Module, optimizer: torch.optim.Optimize
     """Continues `objective` and `optimizer`, on any number of processes."""
     state = json.loads((path / "state.json").read_text())
     set_model_state_dict(objective, dict[str, Any](load_file(path / "objective.safetensors")), options=FULL)
-    optimizer_state = load_file(path / "optimizer.safetensors") | state.pop("optimizer")
-    if optimizer_state:
-        set_optimizer_state_dict(objective, optimizer, optimizer_state, options=FULL)
+    groups, moments = state.pop("param_groups"), dict[str, dict[str, Any]]()
+    for key, tensor in load_file(path / "optimizer.safetensors").items():
+        name, _, kind = key.rpartition(".")
+        moments.setdefault(name, {})[kind] = tensor
+    if moments:
+        set_optimizer_state_dict(objective, optimizer, {"state": moments, "param_groups": groups}, options=FULL)
     return Position(**state)
 
 

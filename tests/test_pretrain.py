@@ -1,0 +1,377 @@
+"""The loop as it is started, killed, asked to leave and started again; what it trains, skips, stops at and exports."""
+
+import copy
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from ctfm import CTFMModel, CTFMProcessor
+from ctfm.train import build as building
+from ctfm.train import monitor as monitoring
+from ctfm.train import pretrain as loop
+from ctfm.train.checkpoint import check_recipe, load_exported
+from ctfm.train.data import SourceConfig, StepBatches
+from ctfm.train.processes import ALONE
+from ctfm.train.recipes import RECIPES, Recipe, SegmentationPhase
+from ctfm.train.segmentation import SegmentationBatch
+from ctfm.train.shards import Manifest
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.tiny import TEXT, tiny_tokenizer
+from tests.tiny_training import tiny_data, tiny_recipe
+
+ROOT = Path(__file__).parent.parent
+STEPS = 4  # of each of four phases
+SPEED = {"samples_per_s", "tokens_per_s", "waiting_share", "mfu"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+# --- real processes ------------------------------------------------------------------------------------------------------
+
+
+def start(out: Path, data: Path, *wishes: str, num_processes: int = 2) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    if num_processes == 1:
+        command = [sys.executable]
+    command += ["-m", "tests.pretrain_worker", str(out), str(data), str(STEPS), *wishes]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    with out.with_suffix(".txt").open("a") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def finish(process: subprocess.Popen, out: Path) -> None:
+    assert process.wait(timeout=300) == 0, out.with_suffix(".txt").read_text()[-3000:]
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The log without what the clock says."""
+    path = out / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]
+
+
+def wait_for_rows(out: Path, number: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while len(rows(out)) < number:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, out.with_suffix(".txt").read_text()[-3000:]
+        time.sleep(0.02)
+
+
+def weights(out: Path, checkpoint: str = f"alignment_of_all-{STEPS:07d}") -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / checkpoint / "objective.safetensors")
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert rows(one) == rows(other)
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+@pytest.fixture(scope="module")
+def two_processes(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes that nothing disturbed."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    finish(start(out, data), out)
+    assert (out / "finished").is_file()
+    return out
+
+
+@pytest.fixture(scope="module")
+def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "run"
+    finish(start(out, data, num_processes=1), out)
+    return out
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights_bit_for_bit(
+    data: Path, two_processes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(out, data)
+    wait_for_rows(out, random.Random().randrange(1, 4 * STEPS - 1), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)  # torchrun starts its workers in sessions of their own
+    process.wait()
+    assert not (out / "finished").exists()
+    finish(start(out, data), out)
+    assert_equal_runs(two_processes, out)
+
+
+def test_two_processes_of_fsdp_give_what_two_of_ddp_give(data: Path, two_processes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finish(start(out, data, "fsdp"), out)
+    for one, other in zip(rows(two_processes), rows(out), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-5), (one, other)
+    expected, found = weights(two_processes), weights(out)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_one_process_takes_over_the_run_of_two_with_the_same_samples(
+    data: Path, two_processes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(two_processes, out)
+    (out / "finished").unlink()
+    for path in (out / "checkpoints").iterdir():
+        if not path.name.startswith("self_supervision") or path.name > "self_supervision-0000002":
+            shutil.rmtree(path)
+    finish(start(out, data, num_processes=1), out)
+    assert [(row["phase"], row["step"]) for row in rows(out)] == [(r["phase"], r["step"]) for r in rows(two_processes)]
+    assert all(math.isfinite(row["loss"]) for row in rows(out))
+    state = f"checkpoints/alignment_of_all-{STEPS:07d}/state.json"
+    one, two = (json.loads((run / state).read_text()) for run in (out, two_processes))
+    assert one["data"] == two["data"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_leaves_and_nothing_is_lost(
+    data: Path, one_process: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    process = start(out, data, num_processes=1)
+    wait_for_rows(out, 2 * STEPS - 1, process)  # between two regular checkpoints, of which every second step is one
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 0
+    last = rows(out)[-1]
+    if (out / "finished").exists():
+        pytest.fail("the signal came after the last step")
+    assert (out / "checkpoints" / f"{last['phase']}-{last['step']:07d}" / "state.json").is_file()
+    finish(start(out, data, num_processes=1), out)
+    assert_equal_runs(one_process, out)
+
+
+# --- one process, in this one --------------------------------------------------------------------------------------------
+
+
+def train(out: Path, data: Path, recipe: Recipe, **settings: Any) -> Path:
+    torch.set_num_threads(1)
+    run = loop.Run(recipe=recipe, out=out, data=(str(data),), log_every=1, save_every=100, **settings)
+    assert loop.pretrain(run, Accelerator(cpu=True))
+    return out
+
+
+def only(name: str, steps: int = 4, micro_batches: int = 1) -> Recipe:
+    recipe = tiny_recipe(steps, micro_batches)
+    return replace(recipe, phases={name: recipe.phases[name]})
+
+
+def without_drop_path(recipe: Recipe) -> Recipe:
+    recipe = copy.deepcopy(recipe)
+    recipe.model["vision_config"] = recipe.model["vision_config"] | {"drop_path_rate": 0.0}
+    return recipe
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in rows(out)]
+
+
+def test_the_loop_itself_is_what_the_processes_ran(data: Path, one_process: Path, tmp_path: Path) -> None:
+    out = train(tmp_path / "run", data, tiny_recipe(STEPS))
+    assert losses(out) == pytest.approx(losses(one_process), rel=1e-6)
+
+
+def test_accumulation_equals_the_large_batch_and_steps_are_the_optimizers(data: Path, tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", data, without_drop_path(only("segmentation")))
+    parts = train(tmp_path / "parts", data, without_drop_path(only("segmentation", micro_batches=4)))
+    assert [row["step"] for row in rows(parts)] == [1, 2, 3, 4]
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    expected, found = (weights(out, "segmentation-0000004") for out in (whole, parts))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    state = json.loads((parts / "checkpoints/segmentation-0000004/state.json").read_text())
+    assert state["step"] == state["data"]["step"] == 4
+
+
+def test_activations_computed_again_change_nothing(data: Path, tmp_path: Path) -> None:
+    kept = train(tmp_path / "kept", data, tiny_recipe(2))
+    again = train(tmp_path / "again", data, tiny_recipe(2), checkpoint_activations=True)
+    assert losses(again) == pytest.approx(losses(kept), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_losses_of_eager_ones(data: Path, tmp_path: Path) -> None:
+    recipe = without_drop_path(tiny_recipe(2))
+    eager = train(tmp_path / "eager", data, recipe)
+    compiled = train(tmp_path / "compiled", data, recipe, compile_layers=True)
+    assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
+
+
+# --- bad steps -----------------------------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: set[int]) -> None:
+    """Batches of these steps hold a NaN."""
+    build, count = loop.build_task, iter(range(1, 1000))
+
+    def build_spoilt(*arguments: Any, **named: Any) -> Any:
+        task = build(*arguments, **named)
+
+        def make_batch(loaded: Any) -> Any:
+            batch = task.make_batch(loaded)
+            if next(count) in spoilt:
+                batch.pixel_values[0, 0, 0, 0, 0] = math.nan
+            return batch
+
+        return replace(task, make_batch=make_batch)
+
+    monkeypatch.setattr(loop, "build_task", build_spoilt)
+
+
+def test_a_step_with_a_nan_is_skipped_and_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, {2})
+    out = tmp_path / "run"
+    run = loop.Run(recipe=only("segmentation"), out=out, data=(str(data),), log_every=1, save_every=1, keep_last=9)
+    loop.pretrain(run, Accelerator(cpu=True))
+    assert [row["skipped_steps"] for row in rows(out)] == [0, 1, 1, 1]
+    before, skipped, after = (weights(out, f"segmentation-000000{step}") for step in (1, 2, 3))
+    assert all(torch.equal(tensor, skipped[name]) for name, tensor in before.items())
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(tensor.isfinite().all() for tensor in after.values())
+
+
+def test_nothing_but_bad_steps_stop_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, set(range(3, 100)))
+    with pytest.raises(monitoring.TrainingStopped, match="in 10 steps in a row up to step 12"):
+        train(tmp_path / "run", data, only("segmentation", steps=20))
+
+
+def test_a_loss_that_leaves_its_range_stops_the_run(data: Path, tmp_path: Path) -> None:
+    recipe = only("segmentation")
+    sources = (SourceConfig(folder=str(data)),)
+    task = make_task(recipe, "segmentation", sources, tmp_path)
+    phase, device = recipe.phases["segmentation"], torch.device("cpu")
+    monitor = monitoring.Monitor("segmentation", tmp_path, task, phase, device, ALONE, None, 0)
+    for step, loss in enumerate(
+        (5.0, 4.0, 4.2, 3.9, 4.1, 5.9, 4.0), 1
+    ):  # twice its range above its lowest is far enough
+        monitor.check_loss(loss, step)
+    with pytest.raises(monitoring.TrainingStopped, match=r"loss 8.5 at step 9 is above 7.9"):
+        monitor.check_loss(8.5, 9)
+
+
+# --- recipes, export, figures --------------------------------------------------------------------------------------------
+
+
+def make_task(recipe: Recipe, name: str, sources: tuple[SourceConfig, ...], folder: Path) -> building.Task:
+    processor = building.build_processor(recipe, sources)
+    model = building.build_model(recipe, building.build_config(recipe, processor.tokenizer))
+    parts = {"device": torch.device("cpu"), "processes": ALONE, "cache": folder / "descriptors"}
+    return building.build_task(recipe.phases[name], recipe, sources, model, processor, **parts)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    check_recipe(tmp_path, tiny_recipe())
+    check_recipe(tmp_path, tiny_recipe())
+    with pytest.raises(ValueError, match="another recipe \\(seed differ\\)"):
+        check_recipe(tmp_path, replace(tiny_recipe(), seed=1))
+
+
+def test_the_export_loads_as_it_was_trained(one_process: Path, data: Path) -> None:
+    trained, processor = load_exported(one_process / "checkpoints" / f"alignment_of_all-{STEPS:07d}")
+    model = CTFMModel.from_pretrained(one_process / "exported", dtype=torch.bfloat16)
+    loaded = CTFMProcessor.from_pretrained(one_process / "exported")
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor.to(model.state_dict()[name].dtype)), name
+    manifest = Manifest(data)
+    scan = manifest[0]
+    volume = (manifest.read_box(scan, (0, 0, 0), scan.shape), scan.affine)
+    inputs = loaded(images=[volume], text=["Pleural effusion."])
+    expected = processor(images=[volume], text=["Pleural effusion."])
+    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+
+
+def test_adapters_alone_are_trained_in_a_pretrained_text_tower_and_merged_on_export(data: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(**{name: value for name, value in TEXT.items() if name != "model_type"})
+    start = BertModel(config, add_pooling_layer=False)
+    start.save_pretrained(tmp_path / "text")
+    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    recipe = replace(only("alignment"), text_start=str(tmp_path / "text"), text_adapter_rank=2)
+    out = train(tmp_path / "run", data, recipe)
+    before, after = (weights(out, f"alignment-000000{step}") for step in (0, 4))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    in_text = {name for name in changed if "text_model." in name}
+    assert in_text
+    assert all("lora_" in name for name in in_text)
+    exported = CTFMModel.from_pretrained(out / "exported", dtype=torch.float32)
+    names = exported.text_model.state_dict()
+    assert not any("lora" in name for name in names)
+    moved = [name for name, tensor in start.state_dict().items() if (names[name] - tensor).abs().max() > 0.02]
+    assert all("attention.self" in name for name in moved)
+
+
+@pytest.mark.parametrize("name", ["demo", "phantoms", "embedded"])
+def test_recipes_make_models_of_their_phases(name: str, data: Path, tmp_path: Path) -> None:
+    recipe = RECIPES[name]()
+    assert recipe.name == name
+    assert json.loads(json.dumps(recipe.model)) is not None
+    small = {key: replace(phase, global_batch=2, micro_batch=2) for key, phase in recipe.phases.items()}
+    recipe = replace(recipe, phases=small)
+    first = next(iter(small))
+    task = make_task(recipe, first, (SourceConfig(folder=str(data)),), tmp_path)
+    batches = StepBatches(task.schedule, start_step=0, stop_step=1, batch_size=2)
+    loss, _ = task.objective.train()(task.make_batch(next(iter(task.load(batches, 0)))))
+    assert loss.isfinite()
+
+
+def test_the_large_recipe_is_spectres_in_steps_and_batches() -> None:
+    phases = RECIPES["large"]().phases
+    assert [(name, phase.steps, phase.global_batch) for name, phase in phases.items()] == [
+        ("self_supervision", 83_100, 1_536),
+        ("alignment", 5_900, 144),
+        ("alignment_of_all", 53_100, 144),
+    ]
+
+
+@pytest.mark.parametrize("name", ["self_supervision", "segmentation", "alignment_of_all"])
+def test_counted_operations_are_those_that_are_done(name: str, data: Path, tmp_path: Path) -> None:
+    recipe = without_drop_path(only(name))
+    task = make_task(recipe, name, (SourceConfig(folder=str(data)),), tmp_path)
+    batches = StepBatches(task.schedule, start_step=0, stop_step=8, batch_size=4)
+    objective, done, steps = task.objective.train(), 0.0, 0
+    for loaded in task.load(batches, 0):
+        batch = task.make_batch(loaded)
+        with FlopCounterMode(display=False) as counter:
+            objective(batch)[0].backward()
+        done, steps = done + without_text(counter), steps + 1
+    # The formula leaves out the text tower and the projections; crops and hidden tokens are means of many scans.
+    assert task.sample_flops * 4 == pytest.approx(done / steps, rel=0.15)
+
+
+def without_text(counter: FlopCounterMode) -> float:
+    counts = counter.get_flop_counts()
+    total = sum(counts["Global"].values())
+    text = [sum(ops.values()) for name, ops in counts.items() if name.endswith("model.text_model")]
+    return total - sum(text)
+
+
+def test_segmentation_batches_move(data: Path) -> None:
+    batch = SegmentationBatch(pixel_values=torch.zeros(1), segmentation=torch.zeros(1))
+    assert batch.to("meta").pixel_values.device.type == "meta"
+    assert isinstance(RECIPES["embedded"]().phases["segmentation"], SegmentationPhase)
