@@ -1,10 +1,11 @@
 """Phantoms -> a folder of scans and segmentations (MetaImage), table.csv and structures.json, in the layout `csv` of
 `prepare`.
 
-    python -m ctfm.train.phantom_dataset FOLDER --num-train 1000 --num-held-out 300 --num-workers 8
+    python -m ctfm.train.phantom_dataset FOLDER --num-train 1000 --num-validation 150 --num-held-out 300 --num-workers 8
 
 Held-out phantoms have seeds of their own, parameters from shifted ranges (other noise, kernels, spacing, sizes, body
-habitus) and reports in sentences that no training report has.
+habitus) and reports in sentences that no training report has. Validation phantoms are drawn as the held-out ones are,
+from other seeds: settings and calibration are chosen on them.
 """
 
 import csv
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from .phantom import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, TRAIN_RANGES, Phantom, make_phantom
 
 FIRST_HELD_OUT_SEED = 1_000_000
+FIRST_VALIDATION_SEED = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +35,14 @@ class PhantomDataset:
 
     Args:
         folder: where the scans and table.csv go.
-        num_train: of split "train"; num_held_out: of split "held_out".
+        num_train: of split "train"; num_validation: of split "validation"; num_held_out: of split "held_out".
         shape: voxels `(depth, height, width)`; the spacing follows from the coverage, about 5 x 4 x 4 mm here.
         num_workers: processes; 0 works in this one.
     """
 
     folder: tyro.conf.Positional[Path]
     num_train: int = 1000
+    num_validation: int = 0
     num_held_out: int = 300
     shape: tuple[int, int, int] = (64, 96, 96)
     num_workers: int = 0
@@ -48,6 +51,7 @@ class PhantomDataset:
 def plan(dataset: PhantomDataset) -> Iterator[tuple[int, str]]:
     """Seed and split of every phantom."""
     yield from ((seed, "train") for seed in range(dataset.num_train))
+    yield from ((FIRST_VALIDATION_SEED + k, "validation") for k in range(dataset.num_validation))
     yield from ((FIRST_HELD_OUT_SEED + k, "held_out") for k in range(dataset.num_held_out))
 
 
@@ -96,9 +100,9 @@ def write_mha(voxels: torch.Tensor, phantom: Phantom, path: Path) -> None:
 
 def write_dataset(dataset: PhantomDataset) -> Path:
     """Draws what is planned and returns the table."""
-    for split in ("train", "held_out"):
-        (dataset.folder / split).mkdir(parents=True, exist_ok=True)
     tasks = [(seed, split, dataset) for seed, split in plan(dataset)]
+    for split in {split for _, split, _ in tasks}:
+        (dataset.folder / split).mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=len(tasks), unit="phantom", disable=not sys.stderr.isatty())
     structures = {number: name for number, name in SEGMENTATION_NAMES.items() if name != "background"}
     (dataset.folder / "structures.json").write_text(json.dumps(structures, indent=1))
