@@ -141,6 +141,10 @@ class CTFMConfig(PreTrainedConfig):
         text_pooling: `"mean"` over the tokens, or `"last"` token, as decoder-only encoders are trained.
         projection_hidden_size, projection_bottleneck_size, projection_dim: widths of both projection heads.
         logit_scale_init_value, logit_bias_init_value: of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343).
+        calibration: what turns similarity into probability, for every finding that was calibrated; `train/evaluate.py`
+            fits it to scans of a split of their own. With x the logit of the present prompt minus that of the absent one,
+            the probability is sigmoid(`slope` * x + `intercept`); `slope_variance`, `intercept_variance` and `covariance`
+            give its interval; between `unsure_low` and `unsure_high` the answer is "not sure".
         auto_map: which class each Auto class loads, so that any checkpoint serves all of them with `trust_remote_code`.
             `save_pretrained` alone would name only the class that was saved.
         custom_pipelines: which class serves a pipeline task; the library's own cannot take scans.
@@ -161,6 +165,7 @@ class CTFMConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = math.log(10)
     logit_bias_init_value: float | int = -10.0
     initializer_range: float = 0.02
+    calibration: dict[str, dict[str, float]] | None = None
     problem_type: str | None = "multi_label_classification"
     auto_map: dict[str, str] = field(
         default_factory=lambda: {

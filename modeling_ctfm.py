@@ -517,13 +517,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             crop_grid = torch.ones(b, 3, dtype=torch.long, device=pixel_values.device)
         local = self.encode_crops(pixel_values, output_dense_features, **kwargs)
         descriptors = local.pooler_output  # (b, g, t, 2e)
-        mask = None if crop_mask is None else crop_mask.bool().repeat_interleave(descriptors.shape[2], 1)  # (b, g*t)
-        if self.config.global_config is None:
-            output = BaseModelOutputWithPooling(pooler_output=largest(descriptors.flatten(1, 2), mask))
-        else:
-            output = self.global_model(
-                descriptors.flatten(1, 2), self.descriptor_coordinates(crop_grid, g), mask, return_dict=True
-            )
+        output = self.mix_descriptors(descriptors, self.descriptor_coordinates(crop_grid, g), crop_mask)
         return CTFMVisionOutput(
             last_hidden_state=output.last_hidden_state,
             pooler_output=output.pooler_output,
@@ -587,6 +581,15 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             if chunks[0].get(name):
                 output[name] = tuple(gather(parts) for parts in zip(*(c[name] for c in chunks), strict=True))
         return output
+
+    def mix_descriptors(
+        self, descriptors: Tensor, coordinates: Tensor, crop_mask: Tensor | None
+    ) -> BaseModelOutputWithPooling:
+        """Descriptors `(b, g, t, 2e)` and their places `(b, g*t, 3)` -> scan features: what follows the local transformer."""
+        mask = None if crop_mask is None else crop_mask.bool().repeat_interleave(descriptors.shape[2], 1)  # (b, g*t)
+        if self.config.global_config is None:
+            return BaseModelOutputWithPooling(pooler_output=largest(descriptors.flatten(1, 2), mask))
+        return self.global_model(descriptors.flatten(1, 2), coordinates, mask, return_dict=True)
 
     def descriptor_coordinates(self, crop_grid: Tensor, num_crops: int) -> Tensor:
         """Centres of the descriptors in a scan's crop grid, each axis spanning -1 to 1: `(b, g*t, 3)`."""
@@ -685,6 +688,49 @@ class CTFMModel(CTFMPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def get_text_maps(
+        self,
+        vision_output: CTFMVisionOutput,
+        crop_grid: Tensor,
+        crop_mask: Tensor | None,
+        directions: Tensor,
+    ) -> Tensor:
+        """Where a scan is like a text: how much every patch adds to the similarity, `(b, texts, g, d, h, w)`.
+
+        The crop descriptors hold the mean of the patch tokens, so the similarity's gradient with respect to that mean, times
+        what a patch departs from the scan's mean patch, is the patch's share to first order. Only the global transformer is
+        differentiated, so this is quick. Positive supports the text. `to_patient_space` brings maps to the scan's voxels.
+
+        Args:
+            vision_output: of `get_image_features(..., output_dense_features=True)`.
+            crop_grid, crop_mask: as it was called with.
+            directions: `(texts, e)` in the joint space: a text's embedding, or a present minus an absent prompt's.
+        """
+        dense, descriptors = vision_output.dense_features, vision_output.crop_embeds
+        if dense is None or descriptors is None:
+            raise ValueError("The vision output has no dense features; ask for output_dense_features=True.")
+        real = torch.ones_like(dense[:, :, 0, 0, 0, 0], dtype=torch.bool) if crop_mask is None else crop_mask.bool()
+        weights = real[:, :, None, None, None, None].to(dtype=dense.dtype)  # (b, g, 1, 1, 1, 1)
+        patches = dense.shape[2:5].numel()
+        mean = (dense * weights).sum((1, 2, 3, 4), keepdim=True) / (weights.sum(1, keepdim=True) * patches)
+        departures = ((dense - mean) * weights).detach()
+        cells = tuple(self.config.vision_config.pooled_grid)
+        sizes = [n for size, count in zip(dense.shape[2:5], cells, strict=True) for n in (count, size // count)]
+        departures = departures.unflatten(4, sizes[4:]).unflatten(3, sizes[2:4]).unflatten(2, sizes[:2])
+        coordinates = self.vision_model.descriptor_coordinates(crop_grid, descriptors.shape[1])
+        with torch.enable_grad():
+            descriptors = descriptors.detach().requires_grad_()
+            features = self.vision_model.mix_descriptors(descriptors, coordinates, crop_mask).pooler_output
+            embeds = nn.functional.normalize(self.visual_projection(features), dim=-1)
+            similarities = (embeds @ directions.detach().to(embeds).t()).sum(0)  # over scans, which do not mix
+            maps = []
+            for similarity in similarities:
+                (gradient,) = torch.autograd.grad(similarity, descriptors, retain_graph=True)
+                gradient = gradient[..., dense.shape[-1] :].unflatten(2, cells)  # (b, g, t, 2e) -> (b, g, 3 cells, e)
+                gradient = gradient[:, :, :, None, :, None, :, None] / (patches / math.prod(cells))
+                maps.append((gradient * departures).sum(-1).flatten(6, 7).flatten(4, 5).flatten(2, 3))
+        return torch.stack(maps, 1)
 
     @can_return_tuple
     def forward(

@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -386,3 +387,45 @@ def test_eight_bit_products_stay_close() -> None:
     model.to_int8()
     cosine = torch.nn.functional.cosine_similarity(exact, model(pixel_values, GRID).pooler_output)
     assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("pooled_grid", [(1, 1, 1), (2, 1, 2)])
+def test_a_text_map_says_what_every_patch_adds_to_the_similarity(pooled_grid: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    model = CTFMModel(tiny_config(pooled_grid=pooled_grid)).double().eval()
+    crops = tiny_crops(scans=2).double()
+    grid, mask = torch.tensor([[2, 2, 2], [1, 2, 2]]), torch.ones(2, 8, dtype=torch.bool)
+    mask[1, 4:] = False
+    with torch.no_grad():
+        output = model.get_image_features(crops, grid, mask, output_dense_features=True)
+        directions = torch.nn.functional.normalize(torch.randn(3, 24, dtype=torch.double), dim=-1)
+        maps = model.get_text_maps(output, grid, mask, directions)
+    assert maps.shape == (2, 3, 8, 2, 2, 2)
+    assert not maps[1, :, 4:].any()  # padding says nothing
+
+    def similarity(descriptors: torch.Tensor) -> torch.Tensor:
+        places = model.vision_model.descriptor_coordinates(grid, 8)
+        features = model.vision_model.mix_descriptors(descriptors, places, mask).pooler_output
+        return torch.nn.functional.normalize(model.visual_projection(features), dim=-1) @ directions.T
+
+    # Replacing one patch of a crop, a little, by the scan's mean patch takes its share away, to first order.
+    step, (scan, crop, d, h, w) = 1e-4, (1, 2, 1, 0, 1)
+    dense = output.dense_features
+    mean = dense[scan][mask[scan]].flatten(0, 3).mean(0)
+    cell = (d * pooled_grid[0] // 2 * pooled_grid[1] + h * pooled_grid[1] // 2) * pooled_grid[2] + w * pooled_grid[
+        2
+    ] // 2
+    changed = output.crop_embeds.clone()
+    share = (dense[scan, crop, d, h, w] - mean) / (8 / math.prod(pooled_grid))
+    changed[scan, crop, cell, 24:] -= step * share
+    with torch.no_grad():
+        lost = (similarity(output.crop_embeds) - similarity(changed))[scan] / step
+    torch.testing.assert_close(lost, maps[scan, :, crop, d, h, w], rtol=1e-3, atol=1e-7)
+
+
+def test_a_text_map_needs_dense_features() -> None:
+    model = CTFMModel(tiny_config()).eval()
+    grid = torch.tensor([[2, 2, 2]])
+    output = model.get_image_features(tiny_crops(scans=1), grid)
+    with pytest.raises(ValueError, match="output_dense_features=True"):
+        model.get_text_maps(output, grid, None, torch.zeros(1, 24))

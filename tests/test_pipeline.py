@@ -1,9 +1,10 @@
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, read_volume
-from ctfm.pipeline_ctfm import finding_prompts
+from ctfm.pipeline_ctfm import calibrate, finding_prompts
 from transformers import AutoProcessor, pipeline
 
 from tests.phantoms import phantom_volume
@@ -79,3 +80,39 @@ def test_processor_gives_scans_texts_or_both_and_the_same_from_file_array_and_ba
     assert map_of_crops.shape == volume.hu.shape
     with pytest.raises(ValueError, match="Neither"):
         processor()
+
+
+CALIBRATION = {
+    "slope": 2.0,
+    "intercept": -1.0,
+    "slope_variance": 0.01,
+    "intercept_variance": 0.04,
+    "covariance": -0.005,
+    "unsure_low": 0.3,
+    "unsure_high": 0.6,
+}
+
+
+def test_a_calibrated_logit_is_a_probability_with_the_interval_of_its_variance() -> None:
+    known = calibrate(2.0, CALIBRATION)  # log odds 3, variance 0.04 + 2 * (-0.01 + 2 * 0.01) = 0.06
+    assert known["probability"] == pytest.approx(1 / (1 + math.exp(-3)))
+    reach = 1.96 * math.sqrt(0.06)
+    assert known["interval"] == pytest.approx([1 / (1 + math.exp(reach - 3)), 1 / (1 + math.exp(-reach - 3))])
+    verdicts = [calibrate(logit, CALIBRATION)["verdict"] for logit in (0.0, 0.5, 2.0, -2000.0, 2000.0)]
+    assert verdicts == ["absent", "not sure", "present", "absent", "present"]
+
+
+def test_the_calibration_travels_with_the_weights(checkpoint: Path, tmp_path: Path) -> None:
+    model = CTFMModel.from_pretrained(checkpoint)
+    model.config.calibration = {"Lung nodule": CALIBRATION}
+    model.save_pretrained(tmp_path)
+    CTFMProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    CTFMImageProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    grade = pipeline("zero-shot-image-classification", model=str(tmp_path), trust_remote_code=True)
+    by_label = {row["label"]: row for row in grade(phantom_volume(), candidate_labels=FINDINGS)}
+    assert set(by_label["COPD"]) == {"label", "score"}
+    row = by_label["Lung nodule"]
+    logit = math.log(row["score"] / (1 - row["score"]))
+    expected = calibrate(logit, CALIBRATION)
+    assert row["probability"] == pytest.approx(expected["probability"], abs=1e-5)
+    assert row["verdict"] == expected["verdict"]

@@ -12,10 +12,10 @@ with the whole batch; see `processes.py`. SPECTRE's are not: its text gradients 
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..modeling_ctfm import CTFMModel, CTFMVisionModel, largest
+from ..modeling_ctfm import CTFMModel
 from .processes import ALONE, Processes
 
 Metrics = dict[str, Tensor]
@@ -158,7 +158,9 @@ class AlignmentObjective(nn.Module):
         coordinates = vision.descriptor_coordinates(batch.crop_grid, num_crops)
         if kept is not None:
             coordinates = coordinates.unflatten(1, (num_crops, -1))[scans, kept].flatten(1, 2)
-        return mix_descriptors(vision, crops, coordinates, crop_mask)
+        output = vision.mix_descriptors(crops, coordinates, crop_mask)
+        assert output.pooler_output is not None
+        return output.pooler_output
 
     def describe(self, pixel_values: Float[Tensor, "b g c D H W"]) -> Float[Tensor, "b g t f"]:
         """Crop descriptors, without a graph in the first phase; also what a cache of descriptors is made with."""
@@ -169,18 +171,3 @@ class AlignmentObjective(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Nothing follows the student here."""
-
-
-def mix_descriptors(
-    vision: CTFMVisionModel,
-    descriptors: Float[Tensor, "b g t f"],
-    coordinates: Float[Tensor, "b gt 3"],
-    crop_mask: Bool[Tensor, "b g"] | None,
-) -> Float[Tensor, "b f2"]:
-    """The part of `CTFMVisionModel.forward` that follows the local transformer."""
-    mask = None if crop_mask is None else crop_mask.repeat_interleave(descriptors.shape[2], 1)
-    if vision.config.global_config is None:
-        return largest(descriptors.flatten(1, 2), mask)
-    output = vision.global_model(descriptors.flatten(1, 2), coordinates, mask, return_dict=True)
-    assert output.pooler_output is not None
-    return output.pooler_output
