@@ -27,7 +27,8 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from .configuration_ctfm import CTFMVisionConfig
 from .image_processing_ctfm import SPACING_PRESETS, CTFMBatchFeature, CTFMImageProcessor
 from .modeling_ctfm import CTFMModel, CTFMVisionModel
-from .volume_ctfm import AmbiguousSeriesError, Volume, VolumeError, list_series, read_volume
+from .studies_ctfm import find_scans
+from .volume_ctfm import AmbiguousSeriesError, Volume, VolumeError, read_volume
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 UNTRAINED = "untrained"
@@ -110,7 +111,7 @@ def embed(scans: Sequence[Path], out: Path, model_id: str, spacing: str | None, 
     model, processor, name = load(model_id)
     manifest = Manifest(out / "manifest.csv")
     failed = 0
-    found = list(find_scans(scans))
+    found = [one for scan in scans for one in (find_scans(scan) if scan.is_dir() else [(scan, None)])]
     if not found:
         raise VolumeError(
             "there is no scan", value=", ".join(scan.name for scan in scans), cure="Give a folder or a file."
@@ -173,42 +174,10 @@ def embed_scan(
     return {key: value.contiguous().cpu() for key, value in features.items()}, facts
 
 
-def find_scans(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
-    """Scans among files and folders: a file is one; a folder is one for every series among the files directly in it, and
-    whatever its folders hold."""
-    for path in paths:
-        if not path.is_dir():
-            yield path, None
-            continue
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            names = sorted(name for name in files if not name.startswith("."))
-            whole = [
-                name
-                for name in names
-                if name.lower().endswith((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".zip"))
-            ]
-            yield from ((Path(folder, name), None) for name in whole)
-            if len(names) > len(whole):
-                yield from find_series(Path(folder))
-
-
-def find_series(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """The series of one folder; a folder that cannot be read as one is passed on, to be recorded as such."""
-    try:
-        series = [found for found in list_series(folder) if not found.left_out_because]
-    except VolumeError:
-        series = []
-    if len(series) <= 1:
-        yield folder, None
-    else:
-        yield from ((folder, found.series_uid) for found in series)
-
-
 def fingerprint(scan: Path, series_uid: str | None, settings: tuple) -> str:
     """Names a scan's features by its place, size and time and by how they were made, so that nothing of its name shows."""
-    files = sorted(scan.iterdir()) if scan.is_dir() else [scan]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    files = sorted(scan.rglob("*")) if scan.is_dir() else [scan]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     facts = json.dumps([str(scan.resolve()), stats, series_uid, settings], default=str)
     return hashlib.sha256(facts.encode()).hexdigest()[:20]
 

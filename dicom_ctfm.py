@@ -24,7 +24,6 @@ from .scan_ctfm import (
     HounsfieldStack,
     NotCTError,
     Scan,
-    SeriesInfo,
     UnsupportedFormatError,
     VolumeSource,
     check_shape,
@@ -36,11 +35,11 @@ REGULAR_TOLERANCE = 0.1  # of the slice distance: positions are often rounded to
 MIN_TILT_DEGREES = 0.5
 
 
-def list_dicom_series(source: str, kinds: dict[Path, str]) -> list[SeriesInfo]:
+def list_dicom_stacks(source: str, kinds: dict[Path, str]) -> list[Stack]:
     """Every stack of slices in these files, the unusable ones with their reason."""
     with quiet_pydicom:
         stacks, _, _ = _find_stacks(source, kinds)
-    return [stack.info for stack in stacks]
+    return stacks
 
 
 def read_dicom(source: str, kinds: dict[Path, str], series_uid: str | None) -> Scan:

@@ -20,6 +20,7 @@ from .scan_ctfm import AmbiguousSeriesError, GeometryError, NotCTError, SeriesIn
 SHORT_STACK = 5
 SAME_POSITION_MM = 0.01
 MAX_STACKS = 500
+SINGLE_SLICE = "single slice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def _unusable(group: list[Slice]) -> str:
     if group[0].reason:
         return group[0].reason
     places = np.sort([np.dot(one.position, group[0].normal) for one in group])
-    return "" if places[-1] - places[0] > SAME_POSITION_MM else "single slice"
+    return "" if places[-1] - places[0] > SAME_POSITION_MM else SINGLE_SLICE
 
 
 def _split(slices: list[Slice]) -> list[list[Slice]]:
@@ -248,6 +249,6 @@ def _no_volume(stacks: list[Stack], left_out: Counter[str], file: str) -> Volume
         return GeometryError(
             f"slices have {NO_PLACE}", file=file, value=found, cure="Export the original series again."
         )
-    if reasons["single slice"]:
+    if reasons[SINGLE_SLICE]:
         return GeometryError("one slice is no volume", file=file, value=found, cure="Pass the whole series.")
     return NotCTError("no CT volume", file=file, value=found, cure="Pass a CT series in Hounsfield units.")

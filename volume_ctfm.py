@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .archive_ctfm import list_files, tell_kind, unpack
-from .dicom_ctfm import list_dicom_series, read_dicom
+from .dicom_ctfm import list_dicom_stacks, read_dicom
 from .raster_ctfm import read_raster
 from .scan_ctfm import (
     AIR_HU,
@@ -215,7 +215,7 @@ def list_series(source: Source) -> list[SeriesInfo]:
         path, files = _open_source(source, Path(temporary))
         kinds = {file: tell_kind(file) for file in files}
         if "dicom" in kinds.values():
-            return list_dicom_series(_name(path), kinds)
+            return [stack.info for stack in list_dicom_stacks(_name(path), kinds)]
         rasters = [file for file, kind in kinds.items() if kind in RASTERS]
         if not rasters:
             raise _nothing_found(path, kinds)

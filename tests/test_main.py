@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ctfm import CTFMImageProcessor, CTFMModel, CTFMVisionModel, read_volume
-from ctfm.__main__ import find_scans, main
+from ctfm.__main__ import main
 from ctfm.train.dicom_series import write_dicom_series
 from safetensors.torch import load_file
 
@@ -160,21 +160,6 @@ def read_first_uid(folder: Path) -> str:
     import pydicom
 
     return str(pydicom.dcmread(next(file for file in sorted(folder.rglob("*")) if file.is_file())).SeriesInstanceUID)
-
-
-def test_a_folder_of_studies_gives_every_series_once(tmp_path: Path) -> None:
-    for number in range(2):
-        hu = phantom_hu(seed=number)
-        folder = tmp_path / "patient" / "together"
-        write_dicom_series(hu, canonical_affine(), folder / f"part{number}", series_uid=f"1.2.{number}")
-    for part in (tmp_path / "patient" / "together").glob("part*"):
-        for file in sorted(part.iterdir()):
-            file.rename(part.parent / f"{part.name}_{file.name}")
-        part.rmdir()
-    write_dicom_series(phantom_hu(), canonical_affine(), tmp_path / "patient" / "alone")
-    found = list(find_scans([tmp_path]))
-    together = tmp_path / "patient" / "together"
-    assert found == [(tmp_path / "patient" / "alone", None), (together, "1.2.0"), (together, "1.2.1")]
 
 
 def test_demo_draws_a_scan(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:

@@ -8,14 +8,13 @@ import ast
 import csv
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..volume_ctfm import VolumeError, list_series
+from ..studies_ctfm import ENDINGS, find_scans
 
-FILES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".zip")
 CT_RATE_NAME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)\.nii\.gz")
 # 25,692 scans have 50,188 reconstructions; files under *_fixed were corrected by the authors (their data_correction_note).
 CT_RATE_SPLITS = {"train": ("train", "train"), "valid": ("validation", "valid")}  # spelling of reports, of labels
@@ -73,7 +72,7 @@ def find_folder(root: Path) -> list[ScanSource]:
     folder directly under `root` is the patient."""
     return [
         ScanSource(path=path, series_uid=uid, name=f"{_inside(root, path)}#{uid or ''}", patient=_first(root, path))
-        for path, uid in _walk(root)
+        for path, uid in find_scans(root)
     ]
 
 
@@ -216,7 +215,7 @@ def find_nlst(root: Path) -> list[ScanSource]:
             preference=(float(sum(1 for _ in path.iterdir())) if path.is_dir() else 0.0,),
             region="chest",
         )
-        for path, uid in _walk(root)
+        for path, uid in find_scans(root)
     ]
 
 
@@ -293,26 +292,8 @@ def _sections(*, findings: str | None, impression: str | None) -> str:
     return "\n".join(f"{name}: {text.strip()}" for name, text in parts if text and text.strip())
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
-    for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        whole = [path for path in files if path.name.lower().endswith(FILES)]
-        yield from ((path, None) for path in whole)
-        if len(files) > len(whole):
-            yield from ((folder, uid) for uid in _series_of(folder))
-
-
-def _series_of(folder: Path) -> list[str | None]:
-    """The series of one folder; None for all of it where there is no choice, or no way to read it, which is found later."""
-    try:
-        series = [found.series_uid for found in list_series(folder) if not found.left_out_because]
-    except VolumeError:
-        return [None]
-    return [None] if len(series) <= 1 else list(series)
-
-
 def _scans_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.name.lower().endswith(FILES))
+    return sorted(path for path in folder.glob("*") if path.name.lower().endswith(ENDINGS))
 
 
 def _stem(path: Path) -> str:

@@ -1,0 +1,78 @@
+"""Folder of studies -> the scans in it, each as the path and the series that `read_volume` takes."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from .archive_ctfm import tell_kind
+from .dicom_ctfm import list_dicom_stacks
+from .dicom_stack_ctfm import SINGLE_SLICE, Stack
+from .scan_ctfm import VolumeError
+from .volume_ctfm import RASTERS, list_series
+
+ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".zip")  # of what is a scan though it may be damaged
+
+
+def find_scans(root: Path) -> list[tuple[Path, str | None]]:
+    """Every scan under a folder: each volume file and zip is one, and so is each CT series.
+
+    A series is one scan wherever its slices lie: where they lie in several folders, it is one of the folder that holds
+    these. What is no CT volume is passed over, as `read_volume` leaves it out, unless there is nothing else; what cannot
+    be read is passed on, so that the reader says why.
+
+    Returns:
+        `(path, series_uid)`, by path; `series_uid` is None where the folder holds no other series.
+    """
+    scans: list[tuple[Path, str | None]] = []
+    homes: dict[tuple[str, str, str], dict[Path, list[str]]] = defaultdict(dict)  # series -> folder -> its stacks there
+    damaged: set[Path] = set()
+    for folder, files in _walk(root):
+        kinds = {file: tell_kind(file) for file in files}
+        whole = [
+            file for file, kind in kinds.items() if kind in (*RASTERS, "zip") or file.name.lower().endswith(ENDINGS)
+        ]
+        scans += [(file, None) for file in whole]
+        slices = {file: kind for file, kind in kinds.items() if kind == "dicom"}
+        for stack in _stacks(slices, folder, damaged):
+            if stack.info.left_out_because in ("", SINGLE_SLICE):
+                first = stack.slices[0]
+                names = homes[first.patient, first.study, first.series].setdefault(folder, [])
+                names += [] if stack.info.left_out_because else [stack.series_uid]
+    series = {(folder, name) for key, folders in homes.items() for folder, name in _places(key[2], folders, damaged)}
+    alone = {folder for folder, _ in series if sum(other.is_relative_to(folder) for other, _ in series) == 1}
+    scans += [(folder, None if folder in alone else name) for folder, name in series]
+    scans += [(folder, None) for folder in damaged]
+    if not scans and homes:
+        scans = [(root, None)]
+    return sorted(scans, key=lambda scan: (scan[0], scan[1] or ""))
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Every folder and the plain files directly in it; links to folders are not followed."""
+    for folder, _, names in os.walk(root):
+        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield Path(folder), [file for file in files if file.is_file()]
+
+
+def _stacks(slices: dict[Path, str], folder: Path, damaged: set[Path]) -> list[Stack]:
+    """The stacks in one folder; of a damaged one at least which series it has a part of."""
+    if not slices:
+        return []
+    try:
+        return list_dicom_stacks("", slices)
+    except VolumeError:
+        damaged.add(folder)
+        return [stack for file in slices if len(slices) > 1 for stack in _stacks({file: "dicom"}, folder, damaged)]
+
+
+def _places(uid: str, folders: dict[Path, list[str]], damaged: set[Path]) -> list[tuple[Path, str]]:
+    """Where one series is read from, and under which names."""
+    if len(folders) == 1 or not uid:
+        return [(folder, name) for folder, names in folders.items() for name in names if folder not in damaged]
+    top = Path(os.path.commonpath(folders))
+    try:
+        found = [info.series_uid for info in list_series(top) if not info.left_out_because]
+    except VolumeError:
+        return [(top, uid)]
+    return [(top, name) for name in found if name.partition("#")[0] == uid]
