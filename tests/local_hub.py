@@ -143,7 +143,7 @@ class LocalHub:
         self.faults: list[tuple[str, str, bool]] = []  # method, part of the path, whether it breaks after it is done
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(self))
         self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "LocalHub":

@@ -1,19 +1,47 @@
 """A release over HTTP to a small Hub on this machine: what is sent, what is refused, and what an interruption leaves."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ctfm.train.release import Package, ReleaseError, publish
-from huggingface_hub import HfApi
+import torch
+from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor
+from ctfm.train import release
+from ctfm.train.card import fill_card
+from ctfm.train.dicom_series import write_dicom_series
+from ctfm.train.release import Package, Release, ReleaseError, publish
+from huggingface_hub import HfApi, ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file
 
 from tests.local_hub import LocalHub, Repository
+from tests.phantoms import canonical_affine, phantom_hu
+from tests.tiny import tiny_config, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Use 'content=:DeprecationWarning"
 )  # huggingface_hub's way of sending LFS
+ROOT = Path(__file__).parent.parent
 REPO = "org/ctfm"
+METRICS = {  # made up: what these tests need is that a card and its file agree
+    key: {"value": value, "low": value - 0.02, "high": value + 0.02, "n": 100}
+    for key, value in {
+        "zero_shot/macro_auroc": 0.91,
+        "zero_shot/Pleural effusion/auroc": 0.97,
+        "zero_shot/Lung nodule/auroc": 0.71,
+        "laterality/auroc": 0.83,
+        "retrieval/text_to_image/R@10": 0.52,
+        "retrieval/image_to_text/R@10": 0.49,
+        "calibration/ece": 0.03,
+    }.items()
+}
+RUN = {"recipe": "tiny", "seed": 0, "hours": 1.5, "hardware": "two CPU cores", "curve": [{"step": 1, "loss": 1.0}]}
 
 
 @pytest.fixture
@@ -169,3 +197,288 @@ def test_without_a_token_nothing_is_published(hub: LocalHub, package: Package) -
     with pytest.raises(HfHubHTTPError, match="401"):
         publish(HfApi(hub.url, token=False), package, "v1.0.0")
     assert not hub.repositories
+
+
+# ---- folders ----
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This repository as a clean git tree of its own, with the smallest checkpoint and a card that agrees with it."""
+    root = tmp_path_factory.mktemp("project") / "ctfm"
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        if not name.startswith(("tests/", "checkpoints/", "docs/")) and (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, root / name)
+    torch.manual_seed(0)
+    checkpoint = root / "checkpoints" / "default"
+    CTFMModel(tiny_config()).to(torch.bfloat16).save_pretrained(checkpoint)
+    image_processor = CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native")
+    CTFMProcessor(image_processor, tiny_tokenizer()).save_pretrained(checkpoint)
+    (checkpoint / "optimizer.bin").write_bytes(b"not for the Hub")
+    (checkpoint / "metrics.json").write_text(json.dumps(METRICS))
+    (checkpoint / "run.json").write_text(json.dumps(RUN))
+    card = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", (ROOT / "model_card.md").read_text())  # pictures of the real checkpoint
+    (root / "model_card.md").write_text(fill_card(card, METRICS, RUN))
+    write_space(root / "space")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=root, check=True)
+    return root
+
+
+def write_space(space: Path) -> None:
+    """A Space that fetches its viewer without a network."""
+    shutil.rmtree(space, ignore_errors=True)
+    space.mkdir()
+    header = "---\ntitle: CTFM\nsdk: gradio\nsdk_version: 6.31.0\napp_file: app.py\n---\n# CTFM\n"
+    (space / "README.md").write_text(header)
+    (space / "app.py").write_text("print('a Space')\n")
+    (space / "notes.log").write_text("not for the Hub")
+    (space / "requirements.txt").write_text("gradio==6.31.0\n")
+    fetch = (
+        "from pathlib import Path\nPath('static').mkdir(exist_ok=True)\nPath('static/viewer.js').write_text('viewer')\n"
+    )
+    (space / "fetch_viewer.py").write_text(fetch)
+
+
+@pytest.fixture
+def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(release, "ROOT", project)
+    return project
+
+
+def wish(project: Path, out: Path, **settings: object) -> Release:
+    checkpoint = project / "checkpoints" / "default"
+    return Release(model=REPO, report="org/trialreport", space=REPO, checkpoint=checkpoint, out=out, **settings)  # type: ignore[arg-type]
+
+
+CODE = {
+    f"{name}_ctfm.py" for name in ("configuration", "modeling", "processing", "image_processing", "pipeline", "drawing")
+}
+CODE |= {f"{name}_ctfm.py" for name in ("volume", "scan", "raster", "archive")}
+CODE |= {f"dicom{name}_ctfm.py" for name in ("", "_header", "_stack", "_pixels")}
+
+
+def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
+    in_project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("try_model", "try_report"):  # which the releases below do
+        monkeypatch.setattr(release, name, lambda *arguments: "its answer")
+    assert release.run(wish(in_project, tmp_path, dry_run=True)) == 0
+    printed = capsys.readouterr().out
+    files = {
+        name: set(Package(repo=REPO, kind="model", folder=tmp_path / name).files())
+        for name in ("model", "report", "space")
+    }
+    data = {*release.CHECKPOINT_FILES, "README.md", "LICENSE"}
+    protocols = {f"protocols/{path.name}" for path in (ROOT / "train" / "protocols").glob("*.json")}
+    assert files["model"] == data | CODE | protocols | {"metrics.json", "run.json"}
+    roles = {f"{name}_trialreport.py" for name in ("configuration", "modeling", "processing")}
+    assert files["report"] == data | roles | {"calibration.json", "results.json", "data_card.md"}
+    own = {"README.md", "app.py", "requirements.txt", "fetch_viewer.py", "static/viewer.js", "model.json"}
+    assert files["space"] == own
+    weights = tmp_path / "model" / "model.safetensors"
+    assert f"{weights.stat().st_size:,}  model.safetensors" in printed
+    assert f'{REPO} loads in a fresh process and answers "its answer"' in printed
+
+
+def test_a_staged_card_has_a_header_a_first_sentence_and_the_version_in_its_snippet(
+    in_project: Path, tmp_path: Path
+) -> None:
+    release.stage(wish(in_project, tmp_path), "v1.0.0")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    assert results["Zero-shot findings, macro AUROC"] == METRICS["zero_shot/macro_auroc"]["value"]
+    assert 'repo, revision = "org/ctfm", "v1.0.0"' in card.text
+    first = " ".join(card.text.strip().split("\n\n")[1].split()).split(". ")[0]
+    assert "trained on synthetic phantoms alone" in first
+    assert first.endswith("no scan, report or label of any patient")
+    assert "More Information Needed" not in card.content
+
+
+# ---- refusals ----
+
+
+def test_a_tree_with_changes_is_refused(in_project: Path, tmp_path: Path) -> None:
+    (in_project / "half_done.py").touch()
+    try:
+        with pytest.raises(ReleaseError, match=r"git tree has changes.*\n.*half_done\.py"):
+            release.run(wish(in_project, tmp_path))
+    finally:
+        (in_project / "half_done.py").unlink()
+
+
+def test_a_folder_without_git_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(ReleaseError, match="no git tree"):
+        release.check_tree()
+
+
+@pytest.mark.parametrize("key", list(METRICS))
+@pytest.mark.parametrize("part", ["value", "low", "n"])
+def test_a_number_in_the_card_that_is_not_in_the_metrics_file_is_refused(
+    in_project: Path, tmp_path: Path, key: str, part: str
+) -> None:
+    for name, facts in (("run.json", RUN), ("metrics.json", METRICS | {key: METRICS[key] | {part: 0.123}})):
+        (tmp_path / name).write_text(json.dumps(facts))
+    with pytest.raises(ReleaseError, match=r"0\.123.*ctfm\.train\.card"):
+        release.check_cards(Release(model=REPO, checkpoint=tmp_path))
+
+
+def test_figures_of_the_trial_report_card_that_are_not_its_results_are_refused(in_project: Path) -> None:
+    release.check_cards(Release(report=REPO))
+    card = in_project / "reporting" / "model_card.md"
+    text = card.read_text()
+    card.write_text(text.replace("0.643", "0.943", 1))
+    try:
+        with pytest.raises(ReleaseError, match="reporting/results"):
+            release.check_cards(Release(report=REPO))
+    finally:
+        card.write_text(text)
+
+
+def test_a_space_without_its_model_is_refused(in_project: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="give --model as well"):
+        release.stage(Release(space=REPO, out=tmp_path), "v1.0.0")
+
+
+def test_a_path_of_somebodys_machine_is_refused(in_project: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(in_project / "checkpoints" / "default", tmp_path / "checkpoint")
+    (checkpoint / "run.json").write_text(json.dumps(RUN | {"data": "/home/somebody/scans"}))
+    with pytest.raises(ReleaseError, match=r'run\.json .* "/home/\.\.\."'):
+        release.stage(Release(model=REPO, checkpoint=checkpoint, out=tmp_path / "out"), "v1.0.0")
+
+
+def test_weights_that_do_not_load_are_refused(in_project: Path, tmp_path: Path) -> None:
+    release.stage(Release(model=REPO, checkpoint=in_project / "checkpoints" / "default", out=tmp_path), "v1.0.0")
+    (tmp_path / "model" / "volume_ctfm.py").unlink()
+    with pytest.raises(ReleaseError, match=r"does not load in a fresh process:[\s\S]*volume_ctfm"):
+        release.try_model(tmp_path / "model", in_project / "checkpoints" / "default")
+
+
+# ---- all of it, in processes of their own ----
+
+
+def run_release(project: Path, hub: LocalHub) -> subprocess.CompletedProcess:
+    """The command as a maintainer gives it."""
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(project.parent),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "ctfm.train.release",
+        "--model",
+        REPO,
+        "--space",
+        REPO,
+        "--report",
+        "org/trialreport",
+    ]
+    return subprocess.run(
+        command,
+        cwd=project.parent,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_stranger(hub: LocalHub, home: Path, arguments: list[str], **settings: str) -> subprocess.CompletedProcess:
+    """A machine with the libraries and no token."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", **settings}
+    command = [sys.executable, "-I", *arguments]
+    return subprocess.run(
+        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def released(project: Path) -> Iterator[tuple[LocalHub, list[subprocess.CompletedProcess]]]:
+    """A Hub after a release that broke before the Space's commit and was started again."""
+    with LocalHub() as hub:
+        hub.break_next("POST", "/api/spaces/org/ctfm/commit/main")
+        yield hub, [run_release(project, hub), run_release(project, hub)]
+
+
+def test_an_interrupted_release_is_finished_by_the_same_command(
+    released: tuple[LocalHub, list[subprocess.CompletedProcess]],
+) -> None:
+    hub, (first, second) = released
+    assert first.returncode, first.stdout
+    assert second.returncode == 0, second.stdout
+    version = f"v{release.read_version()}"
+    for kind, name in (("models", REPO), ("models", "org/trialreport"), ("spaces", REPO)):
+        repository = hub.repositories[kind, name]
+        assert repository.titles == ["initial commit", version]
+        assert repository.tags == {version: repository.head}
+        assert f"{name} {version} is commit {repository.head}" in second.stdout
+    assert f'{REPO} loads in a fresh process and answers [{{"label": "' in second.stdout
+
+
+def test_the_space_is_pinned_to_the_commits_of_both_models(
+    released: tuple[LocalHub, list[subprocess.CompletedProcess]],
+) -> None:
+    hub, _ = released
+    heads = {name: hub.repositories["models", name].head for name in (REPO, "org/trialreport")}
+    files = on_hub(hub.repositories["spaces", REPO], "main")
+    pins = {
+        "model": REPO,
+        "revision": heads[REPO],
+        "report": "org/trialreport",
+        "report_revision": heads["org/trialreport"],
+    }
+    assert json.loads(files["model.json"]) == pins
+    header = RepoCard(files["README.md"].decode()).data
+    assert header["models"] == list(heads)
+    assert [line.split()[::2] for line in header["preload_from_hub"]] == [[name, head] for name, head in heads.items()]
+    assert header["title"] == "CTFM"
+
+
+def test_a_strangers_machine_loads_the_pinned_commit_and_goes_on_without_the_hub(
+    released: tuple[LocalHub, list[subprocess.CompletedProcess]], project: Path, tmp_path: Path
+) -> None:
+    hub, _ = released
+    write_dicom_series(phantom_hu(), canonical_affine(), tmp_path / "study")
+    head = hub.repositories["models", REPO].head
+    script = [str(ROOT / "train" / "load_check.py"), REPO, head, str(tmp_path / "study"), str(tmp_path)]
+    online = run_stranger(hub, tmp_path, script)
+    assert online.returncode == 0, online.stdout
+    first = load_file(tmp_path / "tensors.safetensors")
+    hub.requests.clear()
+    offline = run_stranger(hub, tmp_path, script, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stdout
+    assert not hub.requests
+    checkpoint = project / "checkpoints" / "default"
+    inputs = CTFMProcessor.from_pretrained(checkpoint)(
+        images=tmp_path / "study", text=["Pleural effusion.", "Lung nodule."]
+    )
+    with torch.no_grad():
+        expected = CTFMModel.from_pretrained(checkpoint)(**inputs).logits_per_image
+    assert torch.equal(load_file(tmp_path / "tensors.safetensors")["logits_per_image"], first["logits_per_image"])
+    torch.testing.assert_close(first["logits_per_image"], expected)
+
+
+@pytest.mark.parametrize("name", [REPO, "org/trialreport"])
+def test_the_snippet_of_the_published_card_runs_as_it_is(
+    released: tuple[LocalHub, list[subprocess.CompletedProcess]], tmp_path: Path, name: str
+) -> None:
+    hub, _ = released
+    card = on_hub(hub.repositories["models", name], "main")["README.md"].decode()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "repo, revision = " in block)
+    write_dicom_series(phantom_hu(), canonical_affine(), tmp_path / "study")
+    shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "study")
+    (tmp_path / "snippet.py").write_text("import sys\nsys.modules['ctfm'] = None\n" + block)
+    run = run_stranger(hub, tmp_path, ["snippet.py"])
+    assert run.returncode == 0, run.stdout

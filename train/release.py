@@ -235,12 +235,12 @@ def check_cards(release: Release) -> None:
     if release.model:
         text = (ROOT / "model_card.md").read_text()
         metrics, run = (json.loads((release.checkpoint / name).read_text()) for name in ("metrics.json", "run.json"))
-        pairs = zip(text.splitlines(), fill_card(text, metrics, run).splitlines(), strict=False)
-        different = next((f'"{has}" should be "{needs}"' for has, needs in pairs if has != needs), None)
-        if text != fill_card(text, metrics, run):
+        filled = fill_card(text, metrics, run)
+        if text != filled:
+            lacking = next((line for line in filled.splitlines() if line not in text.splitlines()), "their order")
             raise ReleaseError(
-                f"model_card.md does not hold the numbers of {release.checkpoint.name}/metrics.json and run.json: "
-                f"{different}. Run python -m ctfm.train.card."
+                f"model_card.md does not hold the numbers of {release.checkpoint.name}/metrics.json and run.json; it lacks "
+                f'"{lacking}". Run python -m ctfm.train.card.'
             )
     if release.report:
         card, results = ROOT / "reporting" / "model_card.md", ROOT / "reporting" / "results.json"
