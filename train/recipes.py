@@ -160,15 +160,15 @@ def phantoms() -> Recipe:
 
 
 def embedded() -> Recipe:
-    """The checkpoint in checkpoints/default, in an hour and a half on one CPU core: label maps of phantoms teach the local
+    """The checkpoint in checkpoints/default, in two hours on one CPU core: label maps of phantoms teach the local
     transformer, reports the rest. Self-supervision needs far more crops than that time allows."""
     return _phantoms(
         "embedded",
         width=216,
         layers=5,
         phases={
-            "segmentation": _segmentation(steps=5000, batch=32),
-            "alignment": _alignment(steps=2000, batch=64),
+            "segmentation": _segmentation(steps=4000, batch=32),
+            "alignment": _alignment(steps=1500, batch=64),
         },
     )
 
@@ -280,7 +280,7 @@ def _alignment(*, steps: int, batch: int) -> AlignmentPhase:
         micro_batch=batch,
         descriptors_are_cached=True,
         optimizer=_constant_decay(5e-4, steps),
-        reports=ReportConfig(excerpt_probability=0.8, max_tokens=128),
+        reports=ReportConfig(excerpt_probability=0.8, max_tokens=96),
     )
 
 
