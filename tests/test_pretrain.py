@@ -328,7 +328,7 @@ def test_adapters_alone_are_trained_in_a_pretrained_text_tower_and_merged_on_exp
 
 @pytest.mark.parametrize("name", ["demo", "phantoms", "embedded"])
 def test_recipes_make_models_of_their_phases(name: str, data: Path, tmp_path: Path) -> None:
-    recipe = RECIPES[name]()
+    recipe = replace(RECIPES[name](), text_start="", text_adapter_rank=0)  # a pretrained tower is not everywhere
     assert recipe.name == name
     assert json.loads(json.dumps(recipe.model)) is not None
     small = {key: replace(phase, global_batch=2, micro_batch=2) for key, phase in recipe.phases.items()}

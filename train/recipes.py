@@ -160,17 +160,25 @@ def phantoms() -> Recipe:
 
 
 def embedded() -> Recipe:
-    """The checkpoint in checkpoints/default, in two hours on one CPU core: label maps of phantoms teach the local
-    transformer, reports the rest. Self-supervision needs far more crops than that time allows."""
-    return _phantoms(
+    """The checkpoint in checkpoints/default, in two hours on one CPU core: label maps of phantoms teach the local transformer,
+    reports the rest. Self-supervision needs far more crops than that time allows.
+
+    Phantoms' reports hold few of the words that people use. The text tower therefore starts from all-MiniLM-L6-v2 (22 million
+    parameters, Apache-2.0), which knows them, and learns through adapters alone. Excerpts of a few sentences are short, like
+    prompts, and a CPU reads them quickly."""
+    recipe = _phantoms(
         "embedded",
         width=216,
         layers=5,
         phases={
             "segmentation": _segmentation(steps=4000, batch=32),
-            "alignment": _alignment(steps=1500, batch=64),
+            "alignment": replace(
+                _alignment(steps=1000, batch=64),
+                reports=ReportConfig(excerpt_probability=1.0, max_tokens=56),
+            ),
         },
     )
+    return replace(recipe, text_start="sentence-transformers/all-MiniLM-L6-v2", text_adapter_rank=16)
 
 
 # Phantoms are seen at 3 mm, in crops of 96 mm with patches of 24 mm: what fits a CPU, and small findings still show.
