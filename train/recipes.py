@@ -164,7 +164,7 @@ def embedded() -> Recipe:
     reports the rest. Self-supervision needs far more crops than that time allows.
 
     Phantoms' reports hold few of the words that people use. The text tower therefore starts from all-MiniLM-L6-v2 (22 million
-    parameters, Apache-2.0), which knows them, and learns through adapters alone. Excerpts of a few sentences are short, like
+    parameters, Apache-2.0), which knows them, and learns through adapters alone. One or two sentences are short, like
     prompts, and a CPU reads them quickly."""
     recipe = _phantoms(
         "embedded",
@@ -173,8 +173,8 @@ def embedded() -> Recipe:
         phases={
             "segmentation": _segmentation(steps=4000, batch=32),
             "alignment": replace(
-                _alignment(steps=1000, batch=64),
-                reports=ReportConfig(excerpt_probability=1.0, max_tokens=56),
+                _alignment(steps=900, batch=64),
+                reports=ReportConfig(excerpt_probability=1.0, longest_excerpt=2, max_tokens=40),
             ),
         },
     )
