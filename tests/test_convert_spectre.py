@@ -3,10 +3,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +25,14 @@ from ctfm.train.convert_spectre import (
     load_part,
     merge_lora,
 )
+from ctfm.train.dicom_series import write_dicom_series
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen3Config
+
+from tests.phantoms import canonical_affine, phantom_hu
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = ROOT / "tests" / "fixtures" / "spectre_tiny.safetensors"
@@ -257,12 +263,24 @@ def test_lora_is_merged_at_alpha_over_rank() -> None:
     torch.testing.assert_close(merged["a.q_proj.weight"], base + 4 * up @ down)
 
 
-def test_command_line_writes_a_folder_with_licence(published: SpectreFiles, tmp_path: Path) -> None:
+def test_command_line_writes_a_folder_with_a_card_whose_snippet_runs(
+    published: SpectreFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [sys.executable, "-m", "ctfm.train.convert_spectre", "--backbone", published.backbone]
     command += ["--combiner", str(published.combiner), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "license: cc-by-nc-sa-4.0" in (tmp_path / "out" / "README.md").read_text()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "cc-by-nc-sa-4.0"
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert f"{Path(published.backbone).name}, {Path(str(published.combiner)).name}." in card.text
+    write_dicom_series(phantom_hu(), canonical_affine(), tmp_path / "study")
+    shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "study")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    (block,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["outputs"].pooler_output.isfinite().all()
     loaded = CTFMVisionModel.from_pretrained(tmp_path / "out")
     for key, value in convert(published).state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key

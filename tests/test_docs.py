@@ -44,13 +44,19 @@ def test_code_blocks_run(page: str, workplace: Path) -> None:
     assert (workplace / "heat.nii.gz").is_file() or page != "README.md"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/comparison.md"])
 def test_links_and_files_spoken_of_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
-    for name in re.findall(r"`((?:train/)?\w+_ctfm\.py|train/\w+\.py)`", text):
+        assert ((ROOT / page).parent / target).exists(), target
+    for name in re.findall(r"`((?:train/)?\w+_ctfm\.py|(?:train|tests)/\w+\.py)`", text):
         assert (ROOT / name).is_file() or "recipes" in name, name
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/comparison.md", "reporting/model_card.md"])
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(page: str) -> None:
+    blocks = re.findall(r"(?:^\|.*\n)+", (ROOT / page).read_text(), re.MULTILINE)
+    assert all(len({line.count("|") for line in block.splitlines()}) == 1 for block in blocks)
 
 
 def test_no_page_holds_a_path_of_somebodys_machine() -> None:

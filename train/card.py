@@ -8,7 +8,7 @@ A block starts at a line with `<!-- name -->` and ends before one with `<!-- /na
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,14 @@ import tyro
 ROOT = Path(__file__).parent.parent
 Metrics = Mapping[str, Mapping[str, float]]  # key -> value, low, high (95 %), n
 
-# key, what it is called, what it should reach, and whether more is better
+# key, what it is called, what it should reach, whether more is better, and among how many at least
 AIMS = (
-    ("zero_shot/macro_auroc", "Zero-shot findings, macro AUROC", 0.90, True),
-    ("laterality/auroc", "Left told from right, AUROC", 0.85, True),
-    ("retrieval/text_to_image/R@10", "Report to scan, R@10", 0.50, True),
-    ("retrieval/image_to_text/R@10", "Scan to report, R@10", 0.50, True),
-    ("calibration/ece", "Calibration error (ECE) after calibration", 0.05, False),
-    ("pointing_game/focal", "Pointing game, focal findings", 0.60, True),
+    ("zero_shot/macro_auroc", "Zero-shot findings, macro AUROC", 0.90, True, 0),
+    ("laterality/auroc", "Left told from right, AUROC", 0.85, True, 0),
+    ("retrieval/text_to_image/R@10", "Report to scan, R@10", 0.50, True, 1000),
+    ("retrieval/image_to_text/R@10", "Scan to report, R@10", 0.50, True, 1000),
+    ("calibration/ece", "Calibration error (ECE) after calibration", 0.05, False, 0),
+    ("pointing_game/focal", "Pointing game, focal findings", 0.60, True, 0),
 )
 LEAST_AUROC = 0.75  # of a finding; below, it is named as failing
 
@@ -41,53 +41,97 @@ class Card:
     checkpoint: Path = ROOT / "checkpoints" / "default"
 
 
-def cell(metric: Mapping[str, float]) -> str:
+def cell(metric: Mapping[str, float] | None) -> str:
+    """Value and interval; empty for what was not asked, a dash for what is undefined."""
+    if metric is None or metric["value"] is None:
+        return "" if metric is None else "-"
     return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *rows))
+
+
 def results_table(metrics: Metrics) -> str:
-    lines = ["| | Measured (95 % interval) | n | Aim | |", "|---|---|---|---|---|"]
-    for key, name, aim, more_is_better in AIMS:
-        if key not in metrics:
-            lines.append(f"| {name} | not measured | | {aim:.2f} | |")
+    rows = []
+    for key, name, aim, more_is_better, least_n in AIMS:
+        wish = f"at {'least' if more_is_better else 'most'} {aim:.2f}" + (f" of {least_n:,}" if least_n else "")
+        metric = metrics.get(key)
+        if metric is None or metric["value"] is None:
+            rows.append((name, "not measured", "", wish, "**missed**"))
             continue
-        value = metrics[key]["value"]
-        is_reached = value >= aim if more_is_better else value <= aim
-        bound = "at least" if more_is_better else "at most"
-        verdict = "reached" if is_reached else "**missed**"
-        lines.append(f"| {name} | {cell(metrics[key])} | {metrics[key]['n']} | {bound} {aim:.2f} | {verdict} |")
-    return "\n".join(lines) + "\n"
+        is_reached = metric["value"] >= aim if more_is_better else metric["value"] <= aim
+        verdict = "reached" if metric["n"] >= least_n else "reached, of fewer"
+        rows.append((name, cell(metric), str(metric["n"]), wish, verdict if is_reached else "**missed**"))
+    return table(("", "Measured (95 % interval)", "n", "Aim", ""), rows)
+
+
+def methods_table(metrics: Metrics) -> str:
+    """The checkpoint and, in the same run, its baselines: macro AUROC of the findings by each way to ask, and retrieval."""
+    names = dict.fromkeys(key.split("/")[1] for key in metrics if key.startswith("baselines/"))
+    prefixes = {"**this checkpoint**": "", **{name: f"baselines/{name}/" for name in names}}
+    ways = {
+        "zero-shot": "zero_shot/macro_auroc",
+        "nearest neighbours": "knn/macro_auroc",
+        "linear probe": "linear/macro_auroc",
+        "trained for it": "classifier/macro_auroc",
+        "report to scan, R@10": "retrieval/text_to_image/R@10",
+    }
+    rows = [[name, *(cell(metrics.get(prefix + key)) for key in ways.values())] for name, prefix in prefixes.items()]
+    return table(("", *ways), rows)
 
 
 def finding_aurocs(metrics: Metrics) -> dict[str, Mapping[str, float]]:
-    """Finding -> its zero-shot AUROC, from the highest down."""
+    """Finding -> its zero-shot AUROC, from the highest down.
+
+    Raises:
+        CardError: there is none.
+    """
     found = {m[1]: value for key, value in metrics.items() if (m := re.fullmatch(r"zero_shot/([^/]+)/auroc", key))}
+    if not found:
+        raise CardError("The metrics hold no zero_shot/FINDING/auroc; write them with ctfm.train.evaluate.")
     return dict(sorted(found.items(), key=lambda pair: -pair[1]["value"]))
 
 
 def findings_table(metrics: Metrics) -> str:
     findings = finding_aurocs(metrics)
-    if not findings:
-        raise CardError("The metrics hold no zero_shot/FINDING/auroc; write them with ctfm.train.evaluate.")
-    lines = ["| Finding | Zero-shot AUROC (95 % interval) | n |", "|---|---|---|"]
-    lines += [f"| {name} | {cell(auroc)} | {auroc['n']} |" for name, auroc in findings.items()]
+    ways = {
+        "Zero-shot AUROC (95 % interval)": "zero_shot/{}/auroc",
+        "in wording never trained on": "zero_shot_unseen_wording/{}/auroc",
+        "Linear probe AUROC": "linear/{}/auroc",
+        "ECE": "calibration/{}/ece",
+        'Answered, not "not sure"': "abstention/{}/coverage",
+        "Wrong of those": "abstention/{}/error",
+    }
+    ways = {name: key for name, key in ways.items() if any(key.format(finding) in metrics for finding in findings)}
+    rows = [[name, *(cell(metrics.get(key.format(name))) for key in ways.values())] for name in findings]
     failing = [name for name, auroc in findings.items() if auroc["value"] < LEAST_AUROC]
     verdict = (
         f"Failing, below {LEAST_AUROC}: {', '.join(failing)}." if failing else f"No finding is below {LEAST_AUROC}."
     )
-    return "\n".join([*lines, "", verdict]) + "\n"
+    return f"{table(('Finding', *ways), rows)}\n{verdict}\n"
+
+
+def details_table(metrics: Metrics) -> str:
+    """Everything else that is no single finding's."""
+    findings, aims = finding_aurocs(metrics), {key for key, *_ in AIMS}
+    rows = [
+        (f"`{key}`", cell(value), str(value["n"]))
+        for key, value in metrics.items()
+        if key not in aims and not key.startswith("baselines/") and findings.keys().isdisjoint(key.split("/"))
+    ]
+    return table(("Key in metrics.json", "Value (95 % interval)", "n"), rows)
 
 
 def compute_table(run: Mapping[str, object]) -> str:
-    lines = [
-        f"| {name.replace('_', ' ')} | {value} |" for name, value in run.items() if not isinstance(value, list | dict)
-    ]
-    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
+    """Every single fact of run.json; curves and settings stay in the file."""
+    rows = [(name.replace("_", " "), str(fact)) for name, fact in run.items() if not isinstance(fact, list | dict)]
+    return table(("", ""), rows)
 
 
 def model_index(metrics: Metrics) -> str:
     """The same figures as the header of a card holds them, for the Hub's own table."""
-    measured = [(key, name) for key, name, _, _ in AIMS if key in metrics]
+    measured = [(key, name) for key, name, *_ in AIMS if (metrics.get(key) or {}).get("value") is not None]
     lines = [
         "model-index:",
         "- name: CTFM",
@@ -112,12 +156,16 @@ def fill_card(text: str, metrics: Metrics, run: Mapping[str, object]) -> str:
     blocks = {
         "model-index": model_index(metrics),
         "results": results_table(metrics),
+        "methods": methods_table(metrics),
         "findings": findings_table(metrics),
+        "details": details_table(metrics),
         "compute": compute_table(run),
     }
     for name, block in blocks.items():
         pattern = rf"(^.*<!-- {name} -->.*\n)(?:.*\n)*?(.*<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.MULTILINE)
+        space = "" if name == "model-index" else "\n"  # a table needs an empty line before and after it
+        filled = f"{space}{block}{space}"
+        text, count = re.subn(pattern, lambda m, filled=filled: m[1] + filled + m[2], text, flags=re.MULTILINE)
         if count != 1:
             raise CardError(f"The card has {count} blocks between <!-- {name} --> and <!-- /{name} -->; it needs one.")
     return text

@@ -17,6 +17,7 @@ The weights are CC-BY-NC-SA-4.0, and so is what this writes. Code and paper: git
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -367,27 +368,26 @@ def fill(model: CTFMModel | CTFMVisionModel, state: StateDict) -> CTFMModel | CT
     return model.eval()
 
 
-CARD = """---
-license: cc-by-nc-sa-4.0
-library_name: transformers
-pipeline_tag: {pipeline_tag}
-base_model: cclaess/SPECTRE-Large
-tags: [ctfm, ct, computed-tomography, medical, custom_code]
----
-# SPECTRE in CTFM
-
-The published weights of SPECTRE (TU Eindhoven, [arXiv:2511.17209](https://arxiv.org/abs/2511.17209),
-[cclaess/SPECTRE](https://github.com/cclaess/SPECTRE)), converted without loss by `ctfm.train.convert_spectre`.
-Converted from: {sources}.
-
-**Licence: CC-BY-NC-SA-4.0**, as the weights it derives from: no commercial use, share alike, credit the authors.
-**Research only; not for diagnosis or any decision about a patient.**
-
-SPECTRE never published its mask token (0 here) nor, for the joint space, the scale and bias of its loss: probabilities from
-`logits_per_image` are not calibrated, their order is right.
-
-Trained at {spacing} mm (depth, height, width), window -1000 to 1000 HU.
-"""
+def write_card(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, spacing: Iterable[object]) -> None:
+    """README.md from spectre_card.md: licence, what was converted, a snippet that fits what is there."""
+    has_tokenizer = (out / "tokenizer_config.json").is_file()
+    call = 'model(**processor("study.zip"))'
+    if isinstance(model, CTFMModel):
+        call = 'model.get_image_features(**processor("study.zip"))'
+    if has_tokenizer:
+        call = 'model(**processor(images="study.zip", text=["Pleural effusion."]))'
+    parts = (files.backbone, files.combiner, files.image_head, files.text_head, files.text_tower)
+    card = Path(__file__).with_name("spectre_card.md").read_text()
+    text = card.format(
+        pipeline_tag="zero-shot-image-classification" if has_tokenizer else "image-feature-extraction",
+        sources=", ".join(Path(part).name for part in parts if part is not None),
+        folder=out.name,
+        processor="AutoProcessor" if has_tokenizer else "AutoImageProcessor",
+        call=call,
+        spacing=" x ".join(str(size) for size in spacing),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    (out / "README.md").write_text(text)
 
 
 def save(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, tokenizer: str | None) -> None:
@@ -400,13 +400,7 @@ def save(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, tok
         )
     else:
         image_processor.save_pretrained(out)
-    parts = (files.backbone, files.combiner, files.image_head, files.text_head, files.text_tower)
-    card = CARD.format(
-        pipeline_tag="zero-shot-image-classification" if isinstance(model, CTFMModel) else "image-feature-extraction",
-        sources=", ".join(Path(part).name for part in parts if part is not None),
-        spacing=" x ".join(str(size) for size in image_processor.spacing),
-    )
-    (out / "README.md").write_text(card)
+    write_card(model, files, out, image_processor.spacing)
 
 
 def main() -> int:
