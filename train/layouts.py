@@ -219,6 +219,44 @@ def find_nlst(root: Path) -> list[ScanSource]:
     ]
 
 
+def find_rad_chestct(root: Path) -> list[ScanSource]:
+    """RAD-ChestCT as on Zenodo (6406114): <id>.npz in any folder, img{train,valid,test}_Abnormality_and_Location_Labels.csv
+    with a column for each abnormality*location, CT_Scan_Metadata_Complete_35747.csv for the patient. An abnormality is found
+    where any of its locations has it; names are those of CT-RATE, joined as HLIP does. No reports are public."""
+    patients = _by(next(root.rglob("CT_Scan_Metadata_Complete_*.csv"), None), "NoteAcc_DEID")
+    scans = {path.stem: path for path in sorted(root.rglob("*.npz"))}
+    sources = []
+    for split in ("train", "valid", "test"):
+        table = _by(next(root.rglob(f"img{split}_Abnormality_and_Location_Labels.csv"), None), "NoteAcc_DEID")
+        for name in sorted(table.keys() & scans.keys()):
+            found: dict[str, float] = {}
+            for column, value in _labels(table[name], besides="NoteAcc_DEID").items():
+                for label in RAD_CHESTCT_NAMES.get(column.split("*")[0], ()):
+                    found[label] = max(found.get(label, 0.0), value)
+            patient = patients.get(name, {}).get("MRN_DEID") or name
+            sources.append(
+                ScanSource(path=scans[name], name=name, patient=patient, labels=found, split=split, region="chest")
+            )
+    return sources
+
+
+RAD_CHESTCT_NAMES: dict[str, tuple[str, ...]] = {
+    "emphysema": ("Emphysema",),
+    "atelectasis": ("Atelectasis",),
+    "nodule": ("Lung nodule",),
+    "opacity": ("Lung opacity",),
+    "fibrosis": ("Pulmonary fibrotic sequela",),
+    "pleural_effusion": ("Pleural effusion",),
+    "bronchial_wall_thickening": ("Peribronchial thickening",),
+    "consolidation": ("Consolidation",),
+    "bronchiectasis": ("Bronchiectasis",),
+    "septal_thickening": ("Interlobular septal thickening",),
+    "cardiomegaly": ("Cardiomegaly",),
+    "pericardial_effusion": ("Pericardial effusion",),
+    "calcification": ("Coronary artery wall calcification", "Arterial wall calcification"),
+    "hernia": ("Hiatal hernia",),
+}
+
 LAYOUTS: dict[str, Callable[[Path], list[ScanSource]]] = {
     "folder": find_folder,
     "csv": find_csv,
@@ -226,6 +264,7 @@ LAYOUTS: dict[str, Callable[[Path], list[ScanSource]]] = {
     "merlin": find_merlin,
     "inspect": find_inspect,
     "nlst": find_nlst,
+    "rad-chestct": find_rad_chestct,
 }
 
 

@@ -167,7 +167,8 @@ def choose_unsure(probabilities: np.ndarray, labels: np.ndarray, wrong_at_most: 
         wrong = np.cumsum(y[below]) / np.arange(1, below.sum() + 1)
         kept = np.flatnonzero(wrong <= wrong_at_most)
         if len(kept):
-            low = 0.5 if kept[-1] + 1 == below.sum() else float(p[below][kept[-1] + 1])
+            last = int(kept[-1])
+            low = 0.5 if last + 1 == below.sum() else float(p[last : last + 2].mean())
     high = 1.0
     if above.any():
         falling = 1 - y[above][::-1]
@@ -238,5 +239,5 @@ def surface_distances(predicted: np.ndarray, truth: np.ndarray, spacing: Sequenc
 
 
 def distance_to(points: np.ndarray, voxels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """From each point `(m, 3)` to the nearest of `voxels` `(n, 3)`, in mm."""
-    return KDTree(voxels * np.asarray(spacing)).query(points * np.asarray(spacing))[0]
+    """From each point `(m, 3)` to the nearest of `voxels` `(n, 3)`, in mm along the axis on which they are farthest apart."""
+    return KDTree(voxels * np.asarray(spacing)).query(points * np.asarray(spacing), p=np.inf)[0]

@@ -2,9 +2,9 @@
 
     python -m ctfm.train.prepare ct-rate DOWNLOADED PREPARED --num-workers 64
 
-Layouts: folder, csv, ct-rate, merlin, inspect, nlst (see layouts.py). PREPARED may be shared as the scans may: it holds
-voxels, geometry, reports, labels and keyed hashes, and no name, number, date, path or UID. What links it to the scans lies in
-PREPARED-private (the key of the hashes, which file each scan was) and stays with you.
+Layouts: folder, csv, ct-rate, merlin, inspect, nlst, rad-chestct (see layouts.py). PREPARED may be shared as the scans may:
+it holds voxels, geometry, reports, labels and keyed hashes, and no name, number, date, path or UID. What links it to the scans
+lies in PREPARED-private (the key of the hashes, which file each scan was) and stays with you.
 
 - Scans are planned in a fixed order and cut into shards of `scans_per_shard`. A shard is written by one process and counts
   when its part file exists, so a killed run goes on with the shards that are missing and ends with the same bytes.
@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -43,6 +44,7 @@ HISTOGRAM_HU = (-1024, 3072)  # the 12 bits of a CT scanner
 PERCENTILES = (0.5, 5, 25, 50, 75, 95, 99.5)
 PLACES = 8  # of each finding: where crops are taken that must hold one
 SPACING_TOLERANCE = 0.02  # CT-RATE's tables are rounded to 3 digits; a wrong spacing is off by far more
+RAD_CHESTCT_MM = 0.8
 NO_INTERCEPT, TWICE, WINDOWED = "intercept is probably missing", "rescale was probably applied twice", "8-bit export"
 
 
@@ -258,7 +260,8 @@ def read_source(source: ScanSource) -> tuple[Volume, list[str]]:
     Raises:
         VolumeError: what cannot be read safely, or where file and table contradict each other.
     """
-    volume = read_volume(source.path, source.series_uid)
+    scan = read_rad_chestct(source.path) if source.path.suffix == ".npz" else source.path
+    volume = read_volume(scan, source.series_uid)
     volume, repairs = settle_values(volume, source.stated)
     volume, more = settle_spacing(volume, source.stated)
     repairs += more
@@ -266,6 +269,24 @@ def read_source(source: ScanSource) -> tuple[Volume, list[str]]:
         rounded = np.clip(np.rint(volume.hu), -32768, 32767).astype(np.int16)
         volume, repairs = replace(volume, hu=rounded), [*repairs, "values_rounded"]
     return volume, repairs
+
+
+def read_rad_chestct(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """RAD-ChestCT's array of HU and its affine: 0.8 mm along each axis, running from head to feet, from front to back and
+    from the patient's right to the left (rachellea/ct-volume-preprocessing; the axis names of its extrema tables)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            hu = file["ct"]
+    except (ValueError, KeyError, BadZipFile) as error:
+        raise VolumeError(
+            "the file is no scan of RAD-ChestCT",
+            value=str(error),
+            cure='It must be an .npz with the array "ct".',
+        ) from error
+    affine = np.zeros((4, 4))
+    affine[2, 0] = affine[1, 1] = affine[0, 2] = -RAD_CHESTCT_MM
+    affine[3, 3] = 1
+    return hu, affine
 
 
 def settle_values(volume: Volume, stated: StatedFacts) -> tuple[Volume, list[str]]:
