@@ -1,15 +1,31 @@
-"""The tiny recipe as one process of a run, for tests that start and kill real ones: `OUT DATA STEPS [fsdp]`."""
+"""The tiny recipe as one process of a run, for tests that start and kill real ones: `OUT DATA STEPS [fsdp] [hold=N]`."""
 
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from ctfm.train import pretrain as loop
+from ctfm.train.monitor import Monitor
 
 from tests.tiny_training import tiny_recipe
+
+
+def hold_at(row: int) -> None:
+    """Waits at that row of the log, in every process, for a signal: so it comes there however slow the machine is."""
+    write, numbers = Monitor.write, iter(range(1, 1000))
+
+    def write_and_wait(*arguments: Any, **named: Any) -> None:
+        write(*arguments, **named)
+        is_there, deadline = next(numbers) == row, time.monotonic() + 200
+        while is_there and not loop.SIGNALS and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    Monitor.write = write_and_wait
 
 
 def main(out: str, data: str, steps: str, *wishes: str) -> None:
@@ -27,6 +43,9 @@ def main(out: str, data: str, steps: str, *wishes: str) -> None:
             transformer_cls_names_to_wrap=["CTFMLayer"],
             cpu_ram_efficient_loading=False,
         )
+    for wish in wishes:
+        if wish.startswith("hold="):
+            hold_at(int(wish.removeprefix("hold=")))
     accelerator = Accelerator(cpu=True, **settings)
     assert ("fsdp" in wishes) is (accelerator.distributed_type == DistributedType.FSDP)
     run = loop.Run(

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -52,6 +53,7 @@ def start(out: Path, data: Path, *wishes: str, num_processes: int = 2) -> subpro
         command = [sys.executable]
     command += ["-m", "tests.pretrain_worker", str(out), str(data), str(STEPS), *wishes]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGUSR1"  # as in launch/slurm.sbatch
     with out.with_suffix(".txt").open("a") as output:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
@@ -108,12 +110,13 @@ def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights_bit_for_bit(
     data: Path, two_processes: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    process = start(out, data)
-    wait_for_rows(out, random.Random().randrange(1, 4 * STEPS - 1), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)  # torchrun starts its workers in sessions of their own
+    out, row = tmp_path / "run", random.Random().randrange(1, 4 * STEPS)
+    process = start(out, data, f"hold={row}")
+    wait_for_rows(out, row, process)
+    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        one.kill()
     process.wait()
+    assert len(rows(out)) == row
     assert not (out / "finished").exists()
     finish(start(out, data), out)
     assert_equal_runs(two_processes, out)
@@ -146,21 +149,25 @@ def test_one_process_takes_over_the_run_of_two_with_the_same_samples(
     assert one["data"] == two["data"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "num_processes"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
 def test_a_signal_saves_and_leaves_and_nothing_is_lost(
-    data: Path, one_process: Path, tmp_path: Path, number: signal.Signals
+    data: Path, request: pytest.FixtureRequest, tmp_path: Path, number: signal.Signals, num_processes: int
 ) -> None:
-    out = tmp_path / "run"
-    process = start(out, data, num_processes=1)
-    wait_for_rows(out, 2 * STEPS - 1, process)  # between two regular checkpoints, of which every second step is one
+    undisturbed = request.getfixturevalue("one_process" if num_processes == 1 else "two_processes")
+    # So that they leave at step 3, which has no regular checkpoint: in the next step, or, since no process waits for the
+    # answer of the others, in the one after.
+    out, row = tmp_path / "run", STEPS + (2 if num_processes == 1 else 1)
+    process = start(out, data, f"hold={row}", num_processes=num_processes)
+    wait_for_rows(out, row, process)
     process.send_signal(number)
-    assert process.wait(timeout=60) == 0
+    code = process.wait(timeout=60)
+    assert code == 0 or num_processes == 2  # torchrun, asked to leave itself, leaves with 1
     last = rows(out)[-1]
-    if (out / "finished").exists():
-        pytest.fail("the signal came after the last step")
-    assert (out / "checkpoints" / f"{last['phase']}-{last['step']:07d}" / "state.json").is_file()
-    finish(start(out, data, num_processes=1), out)
-    assert_equal_runs(one_process, out)
+    assert (last["phase"], last["step"]) == ("segmentation", 3)
+    assert (out / "checkpoints" / "segmentation-0000003" / "state.json").is_file()
+    assert not (out / "finished").exists()
+    finish(start(out, data, num_processes=num_processes), out)
+    assert_equal_runs(undisturbed, out)
 
 
 # --- one process, in this one --------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ..volume_ctfm import Volume
 from .alignment import AlignmentBatch, AlignmentObjective
 from .data import SamplingConfig, Schedule, SourceConfig, StepBatches, hash_numbers, load_crops, load_scans
 from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
+from .labels import LabelObjective
 from .masking import draw_kept_crops, draw_token_mask
 from .objective import SelfSupervisionBatch, SelfSupervisionObjective
 from .processes import Processes
@@ -31,7 +32,7 @@ from .shards import Manifest
 from .throughput import alignment_flops, num_tokens, segmentation_flops, self_supervision_flops, view_tokens
 from .views import cut_scans, make_labelled_views, make_views
 
-Objective = SelfSupervisionObjective | SegmentationObjective | AlignmentObjective
+Objective = SelfSupervisionObjective | SegmentationObjective | AlignmentObjective | LabelObjective
 SPECIAL_TOKENS = ["[PAD]", "[CLS]", "[SEP]"]
 
 
@@ -145,6 +146,7 @@ def build_task(
         return build_self_supervision(phase, recipe, data, model, device, processes)
     if isinstance(phase, SegmentationPhase):
         return build_segmentation(phase, recipe, data, model, device)
+    assert isinstance(phase, AlignmentPhase)
     return build_alignment(phase, recipe, data, model, processor, device, processes, cache)
 
 

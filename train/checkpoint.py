@@ -39,7 +39,7 @@ from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMModel, CTFMVisionModel
 from ..processing_ctfm import CTFMProcessor
 from .build import add_adapters
-from .recipes import Recipe
+from .recipes import FineTuning, Recipe
 
 NAME = re.compile(r"(.+)-(\d{7})")
 LOCAL = ("teacher.backbone.", "segmenter.backbone.")  # the local transformer of a phase that trains it alone
@@ -66,7 +66,9 @@ def save_state(
     model_state = get_model_state_dict(objective, options=FULL)
     # Asked before its first step, torch would make one, with gradients of zero, and count it.
     has_stepped = bool(optimizer.state)
-    moments = get_optimizer_state_dict(objective, optimizer, options=FULL) if has_stepped else {"state": {}}
+    moments: dict[str, Any] = {"state": {}}
+    if has_stepped:
+        moments |= get_optimizer_state_dict(objective, optimizer, options=FULL)
     path = folder / f"{position.phase}-{position.step:07d}"
     if is_main and not path.is_dir():
         partial = folder / f".{path.name}.partial"
@@ -97,7 +99,8 @@ def load_state(path: Path, objective: nn.Module, optimizer: torch.optim.Optimize
         name, _, kind = key.rpartition(".")
         moments.setdefault(name, {})[kind] = tensor
     if moments:
-        set_optimizer_state_dict(objective, optimizer, {"state": moments, "param_groups": groups}, options=FULL)
+        stored: dict[str, Any] = {"state": moments, "param_groups": groups}
+        set_optimizer_state_dict(objective, optimizer, stored, options=FULL)
     return Position(**state)
 
 
@@ -111,7 +114,7 @@ def find_checkpoints(folder: Path, phases: list[str]) -> list[Path]:
     return [path for *_, path in sorted(found)]
 
 
-def rotate(folder: Path, recipe: Recipe, keep: int) -> None:
+def rotate(folder: Path, recipe: Recipe | FineTuning, keep: int) -> None:
     """Removes all but the last `keep`; the last of every phase stays, since another lineage may grow from it."""
     ends = {f"{name}-{phase.steps:07d}" for name, phase in recipe.phases.items()}
     for path in find_checkpoints(folder, list(recipe.phases))[:-keep]:
@@ -138,7 +141,7 @@ def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 # ---- export ----
 
 
-def check_recipe(out: Path, recipe: Recipe) -> None:
+def check_recipe(out: Path, recipe: Recipe | FineTuning) -> None:
     """Writes the recipe of a new run; a run that goes on must have the same.
 
     Raises:

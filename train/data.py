@@ -36,7 +36,8 @@ class SourceConfig:
         weight: its share of the samples, relative to the other sources'.
         split: only scans of this split; all where empty.
         with_report: only scans that have a report.
-        with_segmentation: only scans that have a label map, which is read with their crops.
+        with_segmentation: only scans that have a label map, which is read with them.
+        with_labels: only scans of which a finding is stated.
     """
 
     folder: str
@@ -44,6 +45,7 @@ class SourceConfig:
     split: str = ""
     with_report: bool = False
     with_segmentation: bool = False
+    with_labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class Schedule:
         empty = [s.folder for s, rows in zip(config.sources, self.rows, strict=True) if not len(rows)]
         if empty:
             raise ValueError(
-                f"No scan is left in {', '.join(empty)}: look at split, with_report and with_segmentation."
+                f"No scan is left in {', '.join(empty)}: look at split, with_report, with_segmentation, with_labels."
             )
         self.order = lay_mixture([source.weight for source in config.sources], config.seed)  # (SLOTS,) -> source
         self.earlier = np.stack([np.cumsum(self.order == k) - (self.order == k) for k in range(len(self.rows))])
@@ -132,7 +134,7 @@ class Schedule:
         """Of all that decides what is drawn, apart from where folders lie."""
         settings = asdict(self.config)
         for source in settings["sources"]:
-            del source["folder"]
+            del source["folder"], source["with_labels"]  # the rows say which scans are left
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=10)
         for manifest, rows in zip(self.manifests, self.rows, strict=True):
             digest.update(rows.tobytes())
@@ -150,6 +152,8 @@ def select_rows(manifest: Manifest, source: SourceConfig) -> np.ndarray:
         keep &= pc.call_function("not_equal", [manifest.table.column("report_key"), ""]).to_numpy(zero_copy_only=False)
     if source.with_segmentation:
         keep &= pc.call_function("not_equal", [manifest.table.column("places"), ""]).to_numpy(zero_copy_only=False)
+    if source.with_labels:
+        keep &= pc.call_function("not_equal", [manifest.table.column("labels"), "{}"]).to_numpy(zero_copy_only=False)
     return np.flatnonzero(keep)
 
 
@@ -315,6 +319,28 @@ class ScanSample:
     report: str
     report_key: str  # scans with equal reports have equal keys: no negatives of each other
     labels: dict[str, float]
+    segmentation: Tensor | None = None  # (D, H, W) uint8
+
+
+def read_scan(
+    manifest: Manifest, scan: ScanRow, draw: Draw | None = None, with_segmentation: bool = False
+) -> ScanSample:
+    """All of a scan; outside a run there is no draw."""
+    hu = manifest.read_box(scan, (0, 0, 0), scan.shape)
+    segmentation = None
+    if with_segmentation:
+        segmentation = torch.from_numpy(manifest.read_box(scan, (0, 0, 0), scan.shape, "segmentation").astype(np.uint8))
+    return ScanSample(
+        number=draw.number if draw else 0,
+        seed=draw.seed if draw else 0,
+        scan_id=scan.scan_id,
+        hu=torch.from_numpy(hu),
+        affine=scan.affine,
+        report=scan.report,
+        report_key=scan.report_key,
+        labels=scan.labels,
+        segmentation=segmentation,
+    )
 
 
 class ScanDataset(Dataset[ScanSample]):
@@ -328,17 +354,8 @@ class ScanDataset(Dataset[ScanSample]):
     def __getitem__(self, index: int) -> ScanSample:
         draw = self.schedule.draw(index)
         manifest = self.schedule.manifests[draw.source]
-        scan = manifest[draw.row]
-        return ScanSample(
-            number=index,
-            seed=draw.seed,
-            scan_id=scan.scan_id,
-            hu=torch.from_numpy(manifest.read_box(scan, (0, 0, 0), scan.shape)),
-            affine=scan.affine,
-            report=scan.report,
-            report_key=scan.report_key,
-            labels=scan.labels,
-        )
+        source = self.schedule.config.sources[draw.source]
+        return read_scan(manifest, manifest[draw.row], draw, source.with_segmentation)
 
 
 # --- the loader ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMVisionModel
-from .data import ScanSample, Schedule
+from .data import ScanSample, Schedule, read_scan
 from .processes import Processes
 from .views import cut_scans
 
@@ -55,16 +55,7 @@ def encode_sources(
         tensors: dict[str, Tensor] = {}
         for row in rows:
             scan = manifest[int(row)]
-            sample = ScanSample(
-                number=0,
-                seed=0,
-                scan_id=scan.scan_id,
-                hu=torch.from_numpy(manifest.read_box(scan, (0, 0, 0), scan.shape)),
-                affine=scan.affine,
-                report="",
-                report_key="",
-                labels={},
-            )
+            sample = read_scan(manifest, scan)
             found, grid = encode_scan(sample, vision, processor, device)
             tensors[f"{scan.scan_id}.descriptors"] = found.half().cpu()
             tensors[f"{scan.scan_id}.crop_grid"] = grid.cpu()

@@ -12,13 +12,15 @@ OUT/finished. OUT/log.jsonl has a row every `log_every` steps; OUT/exported is w
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import tyro
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -44,7 +46,7 @@ from .monitor import Monitor
 from .objective import along_cosine
 from .probe import probe
 from .processes import Processes, all_processes
-from .recipes import RECIPES, OptimizerConfig, Recipe
+from .recipes import RECIPES, FineTuning, OptimizerConfig, Recipe
 from .shards import Manifest
 
 SIGNALS: list[int] = []  # received
@@ -55,7 +57,7 @@ class Run:
     """What belongs to this machine and this run, and changes nothing that is learnt.
 
     Args:
-        recipe: what is learnt.
+        recipe: what is learnt; of finetune.py, which shares this loop, a `FineTuning`.
         data: prepared folders, each FOLDER or FOLDER@WEIGHT.
         out: where everything goes.
         save_every, keep_last: steps between checkpoints, and how many stay beside the last of each phase.
@@ -68,7 +70,7 @@ class Run:
         stop_after: seconds after which the run saves and leaves, as if it got SIGTERM.
     """
 
-    recipe: Recipe
+    recipe: Recipe | FineTuning
     out: Path
     data: tuple[str, ...]
     save_every: int = 500
@@ -83,26 +85,38 @@ class Run:
 
 
 def main() -> int:
+    accelerator = prepare_process()
+    pretrain(read_run(), accelerator)
+    accelerator.end_training()
+    return 0
+
+
+def prepare_process() -> Accelerator:
+    """Hears signals, and the other processes."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda received, _: SIGNALS.append(received))
-    run = tyro.extras.overridable_config_cli(
+    # The objectives keep sums of their own between micro-steps, which no other process may overwrite.
+    settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=4))  # while others encode their share of the descriptors
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[settings, patience])
+
+
+def read_run(arguments: Sequence[str] | None = None) -> Run:
+    """The command line; `sys.argv` without arguments."""
+    return tyro.extras.overridable_config_cli(
         {
             name: (str(make.__doc__), Run(recipe=make(), out=tyro.MISSING, data=tyro.MISSING))
             for name, make in RECIPES.items()
         },
         description=__doc__,
+        args=arguments,
     )
-    # The objectives keep sums of their own between micro-steps, which no other process may overwrite.
-    settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[settings])
-    pretrain(run, accelerator)
-    accelerator.end_training()
-    return 0
 
 
 def pretrain(run: Run, accelerator: Accelerator) -> bool:
     """Every phase that is not over. Returns whether the run is finished; it is not after a signal."""
     recipe, processes = run.recipe, all_processes()
+    assert isinstance(recipe, Recipe)
     leave_at = time.monotonic() + run.stop_after
     data = tuple(read_source(text) for text in run.data)
     with accelerator.main_process_first():
@@ -114,6 +128,13 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
     checkpoints = find_checkpoints(run.out / "checkpoints", list(recipe.phases))
     bar = tqdm(total=sum(phase.steps for phase in recipe.phases.values()), unit="step", disable=processes.rank > 0)
     before = None
+
+    def ask(path: Path) -> dict[str, float]:
+        model, own_processor = load_exported(path)
+        folder = Manifest(data[0].folder)
+        nn.Module.to(model, accelerator.device)
+        return probe(model, own_processor, folder, run.probe_scans, run.probe_scans)
+
     for name, phase in recipe.phases.items():
         own = [path for path in checkpoints if path.name.startswith(f"{name}-")]
         path = own[-1] if own else None
@@ -124,7 +145,7 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
             sources = tuple(replace(source, split=phase.split) for source in data)
             parts = {"device": accelerator.device, "processes": processes, "cache": run.out / "descriptors"}
             task = build_task(phase, recipe, sources, model, processor, **parts)
-            path, is_over = train_phase(name, task, run, accelerator, bar, path, leave_at)
+            path, is_over = train_phase(name, task, run, accelerator, bar, path, leave_at, ask)
             if not is_over:
                 return False
         else:
@@ -137,9 +158,17 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
 
 
 def train_phase(
-    name: str, task: Task, run: Run, accelerator: Accelerator, bar: tqdm, start: Path | None, leave_at: float
+    name: str,
+    task: Task,
+    run: Run,
+    accelerator: Accelerator,
+    bar: tqdm,
+    start: Path | None,
+    leave_at: float,
+    ask: Callable[[Path], dict[str, float]],
 ) -> tuple[Path, bool]:
-    """Trains one phase from `start`, or from its first step. Returns its last checkpoint, and whether it is over."""
+    """Trains one phase from `start`, or from its first step; `ask` probes a checkpoint. Returns its last checkpoint, and
+    whether it is over."""
     recipe, phase, processes = run.recipe, run.recipe.phases[name], all_processes()
     objective = task.objective.train()
     if run.checkpoint_activations:
@@ -172,8 +201,7 @@ def train_phase(
         if is_main:
             rotate(run.out / "checkpoints", recipe, run.keep_last)
             if run.probe_every and (step % run.probe_every == 0 or step == phase.steps):
-                folder = Manifest(read_source(run.data[0]).folder)
-                monitor.write_probe(step, probe(*load_exported(path), folder, run.probe_scans, run.probe_scans))
+                monitor.write_probe(step, ask(path))
         accelerator.wait_for_everyone()
         return path
 
@@ -261,7 +289,7 @@ def compile_layer(module: nn.Module) -> None:
 
 def checkpoint_layers(module: nn.Module) -> None:
     if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
-        module.gradient_checkpointing_enable()
+        module.activation_checkpointing_enable()
 
 
 class LeaveTogether:

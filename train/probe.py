@@ -25,7 +25,7 @@ from ..modeling_ctfm import CTFMModel, CTFMVisionModel
 from ..pipeline_ctfm import finding_prompts
 from ..processing_ctfm import CTFMProcessor
 from .checkpoint import load_exported
-from .data import ScanSample, SourceConfig, select_rows
+from .data import SourceConfig, read_scan, select_rows
 from .shards import Manifest
 from .views import cut_scans
 
@@ -60,11 +60,7 @@ def encode_split(
     rows = select_rows(manifest, SourceConfig(folder=manifest.folder, split=split))[:num_scans]
     for row in rows:
         scan = manifest[int(row)]
-        hu = torch.from_numpy(manifest.read_box(scan, (0, 0, 0), scan.shape))
-        sample = ScanSample(
-            number=0, seed=0, scan_id="", hu=hu, affine=scan.affine, report="", report_key="", labels={}
-        )
-        batch = cut_scans([sample], processor, device)
+        batch = cut_scans([read_scan(manifest, scan)], processor, device)
         output = vision(**batch)
         crops = output.crop_embeds[0].flatten(0, 1).float()
         features.append(torch.cat((crops.mean(0), crops.amax(0))).cpu().numpy())

@@ -242,6 +242,10 @@ class Manifest:
         values["places"] = json.loads(values["places"] or "{}")
         return ScanRow(**values)
 
+    def labels_of(self, index: int) -> dict[str, float]:
+        """Finding -> number, without the rest of the row."""
+        return json.loads(self.table.column("labels")[index].as_py())
+
     def read_box(self, scan: ScanRow, start: Sequence[int], size: Sequence[int], column: str = "blocks") -> np.ndarray:
         """See `Shard.read_box`."""
         return open_shard(f"{self.folder}/{shard_name(scan.shard)}").read_box(scan.row, start, size, column)

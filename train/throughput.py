@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..configuration_ctfm import CTFMGlobalConfig, CTFMVisionConfig
-from .recipes import AlignmentPhase, SegmentationPhase, SelfSupervisionPhase
+from .recipes import AlignmentPhase, FineTuning, SegmentationPhase, SelfSupervisionPhase
 
 # Dense bf16, from the vendor's data sheets, by what the name of the device contains.
 PEAK_FLOPS = {"B200": 2.25e15, "H200": 9.89e14, "H100": 9.89e14, "A100": 3.12e14, "L40S": 3.62e14}
@@ -78,3 +78,20 @@ def alignment_flops(
         return mixing
     backward = 1 if phase.objective.local_is_frozen else 3
     return mixing + backward * kept * crop_flops(config, crop_size)
+
+
+def label_flops(
+    recipe: FineTuning, config: CTFMVisionConfig, crop_size: Sequence[int], num_crops: float, num_labels: int
+) -> float:
+    """Of one scan of `num_crops` crops, with the decoder of `CTFMFineDecoder` where voxels are labelled."""
+    passes = 1 if recipe.trunk_is_frozen else 3
+    trunk = num_crops * crop_flops(config, crop_size)
+    if isinstance(config.global_config, CTFMGlobalConfig):
+        trunk += layer_flops(config.global_config, round(num_crops) + 1)
+    if recipe.teaches == "findings":
+        return passes * trunk
+    width, voxels = 16, math.prod(crop_size)
+    full = 27 * width * (config.num_channels + 2 * width + width) + width * num_labels
+    half = 27 * (2 * width) * (width + 4 * width)
+    quarter = 27 * (4 * width) * (2 * width)
+    return passes * trunk + 3 * num_crops * 2 * voxels * (full + half / 8 + quarter / 64)

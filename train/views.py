@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..image_processing_ctfm import AxisSamples, CropGeometry, CTFMImageProcessor
+from ..image_processing_ctfm import AxisSamples, CropGeometry, CTFMImageProcessor, cut_labels
 from ..volume_ctfm import Volume
 from .data import CropBatch, ScanSample
 
@@ -228,8 +228,8 @@ def log_uniform(chance: Tensor, limits: Range) -> Tensor:
 def cut_scans(
     samples: Sequence[ScanSample], processor: CTFMImageProcessor, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Whole scans -> what the model takes (`pixel_values`, `crop_grid`, `crop_mask`), on the device and equal to what the
-    image processor makes of them."""
+    """Whole scans -> what the model takes (`pixel_values`, `crop_grid`, `crop_mask`, and with label maps `labels`), on the
+    device and equal to what the image processor makes of them."""
     spacing = None if processor.spacing == "native" else [float(mm) for mm in processor.spacing]
     volumes = [Volume(hu=sample.hu.numpy(), affine=sample.affine) for sample in samples]
     geometry = [processor.lay_grid(volume, spacing) for volume in volumes]
@@ -237,11 +237,18 @@ def cut_scans(
     pixels = torch.zeros(len(samples), max(counts), 1, *processor.crop_size, device=device)
     for row, sample, placed in zip(pixels, samples, geometry, strict=True):
         cut_scan(sample.hu.to(device, non_blocking=True), placed, processor, row[:, 0])
-    return {
+    cut = {
         "pixel_values": pixels,
         "crop_grid": torch.tensor([g.crop_grid for g in geometry], device=device),
         "crop_mask": (torch.arange(max(counts)) < torch.tensor(counts)[:, None]).to(device),
     }
+    if all(sample.segmentation is not None for sample in samples):
+        labels = torch.full((len(samples), max(counts), *processor.crop_size), -100)
+        for row, sample, placed in zip(labels, samples, geometry, strict=True):
+            assert sample.segmentation is not None
+            cut_labels(sample.segmentation.numpy(), placed, row)
+        cut["labels"] = labels.to(device)
+    return cut
 
 
 def cut_scan(hu: Tensor, geometry: CropGeometry, processor: CTFMImageProcessor, out: Tensor) -> None:

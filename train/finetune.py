@@ -1,0 +1,229 @@
+"""Any checkpoint + labels of prepared folders -> a model of findings or of voxels that from_pretrained loads.
+
+    python -m ctfm.train.finetune findings --recipe.start checkpoints/default --out runs/findings --data PREPARED
+    python -m ctfm.train.finetune segmentation --recipe.start RUN/exported --out runs/organs --data PREPARED
+    accelerate launch --config_file train/launch/accelerate_1x8.yaml -m ctfm.train.finetune findings ...
+
+The loop is that of pretrain.py: resumable to the bit, on any number of processes; `--recipe.trunk-is-frozen` trains the head
+alone, `--recipe.from-scratch` draws all weights anew, which is the supervised baseline of a checkpoint. OUT/log.jsonl has a
+row `probe/...` with what the split `held_out_split` says every `probe_every` steps and at the end, OUT/metrics.json the last.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import nn
+from tqdm import tqdm
+
+from ..configuration_ctfm import CTFMConfig, CTFMGlobalConfig, CTFMVisionConfig
+from ..image_processing_ctfm import CTFMImageProcessor
+from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
+from .build import Task, mean_crops
+from .checkpoint import check_recipe, find_checkpoints
+from .data import SamplingConfig, Schedule, SourceConfig, load_scans
+from .labels import LabelModel, LabelObjective, grade, label_names, make_label_batch, name_findings
+from .pretrain import Run, prepare_process, read_source, train_phase
+from .processes import Processes, all_processes
+from .recipes import FINE_TUNINGS, FineTuning
+from .shards import Manifest
+from .throughput import label_flops, num_tokens
+
+MODELS = {"findings": CTFMForImageClassification, "segmentation": CTFMForSemanticSegmentation}
+
+
+def main() -> int:
+    accelerator = prepare_process()
+    fine_tune(read_run(), accelerator)
+    accelerator.end_training()
+    return 0
+
+
+def read_run(arguments: Sequence[str] | None = None) -> Run:
+    """The command line; `sys.argv` without arguments."""
+    return tyro.extras.overridable_config_cli(
+        {
+            name: (str(make.__doc__), Run(recipe=make(), out=tyro.MISSING, data=tyro.MISSING, probe_every=500))
+            for name, make in FINE_TUNINGS.items()
+        },
+        description=__doc__,
+        args=arguments,
+    )
+
+
+def fine_tune(run: Run, accelerator: Accelerator) -> bool:
+    """Trains from `recipe.start`, or goes on. Returns whether the run is finished; it is not after a signal."""
+    recipe, processes = run.recipe, all_processes()
+    assert isinstance(recipe, FineTuning)
+    is_main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        check_recipe(run.out, recipe)
+    processor = CTFMImageProcessor.from_pretrained(recipe.start)
+    schedule = build_schedule(run, recipe)
+    findings = name_findings(schedule.manifests, schedule.rows) if recipe.teaches == "findings" else ()
+    names = list(findings) or name_structures(schedule.manifests)
+    model, new = build_model(recipe, build_config(recipe, names))
+    if is_main:
+        model.config.save_pretrained(run.out / "model")
+        processor.save_pretrained(run.out / "model")
+    task = build_task(recipe, schedule, model, new, processor, findings, accelerator.device, processes)
+
+    def ask(path: Path) -> dict[str, float]:
+        folder = Manifest(schedule.config.sources[0].folder)
+        trained, cutter = load_trained(path)
+        found = grade(trained.to(accelerator.device), cutter, folder, recipe.held_out_split, run.probe_scans)  # type: ignore[arg-type]
+        if not found:
+            print(f"{folder.folder} has no labelled scan of split {recipe.held_out_split!r}, so nothing is measured.")
+        return found
+
+    checkpoints = find_checkpoints(run.out / "checkpoints", [recipe.name])
+    path = checkpoints[-1] if checkpoints else None
+    bar = tqdm(total=recipe.steps, unit="step", disable=not is_main)
+    leave_at = time.monotonic() + run.stop_after
+    path, is_over = train_phase(recipe.name, task, run, accelerator, bar, path, leave_at, ask)
+    if is_over and is_main:
+        export(path, run.out / "exported")
+        (run.out / "metrics.json").write_text(json.dumps(ask(path), indent=1) + "\n")
+        (run.out / "finished").touch()
+    return is_over
+
+
+# ---- data ----
+
+
+def build_schedule(run: Run, recipe: FineTuning) -> Schedule:
+    voxels = recipe.teaches == "segmentation"
+    sources = [read_source(text) for text in run.data]
+    return Schedule(
+        SamplingConfig(
+            sources=tuple(
+                SourceConfig(
+                    folder=source.folder,
+                    weight=source.weight,
+                    split=recipe.split,
+                    with_segmentation=voxels,
+                    with_labels=not voxels,
+                )
+                for source in sources
+            ),
+            seed=recipe.seed,
+            global_batch=recipe.global_batch,
+            crops_per_scan=1,
+        )
+    )
+
+
+def name_structures(manifests: Sequence[Manifest]) -> list[str]:
+    """Names of the label map's numbers from 0, the background.
+
+    Raises:
+        ValueError: the folders do not agree.
+    """
+    structures = manifests[0].structures
+    for manifest in manifests[1:]:
+        if manifest.structures != structures:
+            raise ValueError(
+                f"{manifest.folder} names the labels of its label maps otherwise than {manifests[0].folder}."
+            )
+    return ["background"] + [structures.get(number, f"label {number}") for number in range(1, max(structures) + 1)]
+
+
+# ---- model ----
+
+
+def build_config(recipe: FineTuning, names: Sequence[str]) -> CTFMConfig:
+    """That of the checkpoint with the labels' names; voxels need a global transformer, and get one where it has none."""
+    config = CTFMConfig.from_pretrained(recipe.start)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    vision = config.vision_config
+    assert isinstance(vision, CTFMVisionConfig)
+    if vision.global_config is None and recipe.teaches == "segmentation":
+        vision.global_config = CTFMGlobalConfig(
+            input_size=2 * vision.hidden_size,
+            hidden_size=vision.hidden_size,
+            num_hidden_layers=2,
+            num_attention_heads=vision.num_attention_heads,
+            intermediate_size=vision.intermediate_size,
+            layerscale_value=vision.layerscale_value,
+            initializer_range=vision.initializer_range,
+        )
+    return config
+
+
+def build_model(recipe: FineTuning, config: CTFMConfig) -> tuple[LabelModel, tuple[str, ...]]:
+    """The checkpoint's trunk under a head, which is new unless the checkpoint has one for labels of the same names.
+
+    Returns:
+        The model, and the parts of the trunk that the checkpoint did not have.
+    """
+    torch.manual_seed(recipe.seed)
+    model_class, before = MODELS[recipe.teaches], CTFMConfig.from_pretrained(recipe.start)
+    if recipe.from_scratch:
+        return model_class(config), ("",)
+    model = model_class.from_pretrained(recipe.start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    if before.id2label != config.id2label:
+        head = model.classifier if isinstance(model, CTFMForImageClassification) else model.decoder
+        head.apply(draw_anew)
+    had_global = getattr(before.vision_config, "global_config", None) is not None
+    return model, () if had_global or config.vision_config.global_config is None else ("global_model.",)  # type: ignore[union-attr]
+
+
+def draw_anew(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        module.reset_parameters()
+
+
+def build_task(
+    recipe: FineTuning,
+    schedule: Schedule,
+    model: LabelModel,
+    new: Sequence[str],
+    processor: CTFMImageProcessor,
+    findings: Sequence[str],
+    device: torch.device,
+    processes: Processes,
+) -> Task:
+    objective = LabelObjective(model, trunk_is_frozen=recipe.trunk_is_frozen, new=new, processes=processes)
+    crops, crop_size = mean_crops(schedule, processor), tuple(processor.crop_size)
+    vision = model.vision_model.config
+    return Task(
+        objective=objective.to(device),
+        schedule=schedule,
+        load=lambda batches, num_workers: load_scans(schedule, batches, num_workers=num_workers),
+        make_batch=lambda samples: make_label_batch(samples, processor, findings, device),
+        sample_flops=label_flops(recipe, vision, crop_size, crops, len(label_names(model))),
+        sample_tokens=crops * num_tokens(vision, crop_size),
+    )
+
+
+# ---- checkpoints ----
+
+
+def load_trained(path: Path) -> tuple[LabelModel, CTFMImageProcessor]:
+    """Model and image processor of a checkpoint of a run."""
+    out = path.parents[1]
+    config = CTFMConfig.from_pretrained(out / "model")
+    model = MODELS[json.loads((out / "recipe.json").read_text())["teaches"]](config)
+    state: dict[str, Any] = load_file(path / "objective.safetensors")
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+    return model.eval(), CTFMImageProcessor.from_pretrained(out / "model")
+
+
+def export(path: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Checkpoint -> a folder that `from_pretrained` loads, code files included."""
+    model, processor = load_trained(path)
+    nn.Module.to(model, dtype)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

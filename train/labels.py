@@ -1,0 +1,189 @@
+"""Scans with labels -> loss of a head on the trunk: what `finetune.py` trains, with the interface of `objective.py`.
+
+Findings are labels of scans (`CTFMForImageClassification`), a segmentation is a label of every voxel
+(`CTFMForSemanticSegmentation`). A scan is read whole, as inference reads it: head and global transformer see in training what
+they will see in use.
+"""
+
+# ruff: noqa: F722
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from ..image_processing_ctfm import CTFMImageProcessor
+from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
+from .data import ScanSample, SourceConfig, read_scan, select_rows
+from .objective import Metrics
+from .processes import ALONE, Processes
+from .shards import Manifest
+from .views import cut_scans
+
+LabelModel = CTFMForImageClassification | CTFMForSemanticSegmentation
+FEWEST = 5  # scans that have a finding, and that do not, for its AUROC
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelBatch:
+    """pixel_values, crop_grid, crop_mask: see `CTFMVisionModel.forward`; labels: as the model of the task takes them."""
+
+    pixel_values: Tensor
+    crop_grid: Tensor
+    crop_mask: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "LabelBatch":
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)}
+        return replace(self, **moved)
+
+
+class LabelObjective(nn.Module):
+    """`model` is trained in place; of a frozen trunk only what `new` names, parts that the checkpoint did not have.
+
+    Losses of findings weigh every stated label alike, whichever process it is on; soft Dice is that of a process's scans.
+    """
+
+    def __init__(
+        self, model: LabelModel, *, trunk_is_frozen: bool, new: Sequence[str] = (), processes: Processes = ALONE
+    ):
+        super().__init__()
+        self.model, self.trunk_is_frozen, self.processes = model, trunk_is_frozen, processes
+        for name, parameter in model.vision_model.named_parameters():
+            parameter.requires_grad_(not trunk_is_frozen or name.startswith(tuple(new)))
+        model.vision_model.local_model.embeddings.mask_token.requires_grad_(False)  # nothing is hidden here
+
+    @property
+    def inference_model(self) -> LabelModel:
+        return self.model
+
+    def train(self, mode: bool = True) -> "LabelObjective":
+        """What is frozen drops nothing."""
+        super().train(mode)
+        if self.trunk_is_frozen:
+            self.model.vision_model.eval()
+        return self
+
+    def forward(self, batch: LabelBatch) -> tuple[Float[Tensor, ""], Metrics]:
+        output = self.model(**vars(batch))
+        loss = output.loss
+        if isinstance(self.model, CTFMForImageClassification):
+            stated = (~batch.labels.isnan()).sum().float()
+            loss = loss * stated * self.processes.count / self.processes.add(stated).clamp(min=1)
+        return loss, {}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the student here."""
+
+
+# ---- labels of a prepared folder ----
+
+
+def name_findings(manifests: Sequence[Manifest], rows: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Findings that some of the scans have and some have not, in the order of the alphabet.
+
+    Raises:
+        ValueError: there is none.
+    """
+    stated: dict[str, set[bool]] = {}
+    for manifest, chosen in zip(manifests, rows, strict=True):
+        for row in chosen:
+            for name, value in manifest.labels_of(int(row)).items():
+                stated.setdefault(name, set()).add(value > 0.5)
+    names = tuple(sorted(name for name, values in stated.items() if len(values) == 2))
+    if not names:
+        folders = ", ".join(manifest.folder for manifest in manifests)
+        raise ValueError(
+            f"No finding in {folders} is present in one scan and absent in another, so there is nothing to learn."
+        )
+    return names
+
+
+def tabulate(samples: Sequence[ScanSample], findings: Sequence[str]) -> Float[Tensor, "b k"]:
+    """1 present, 0 absent, NaN not stated."""
+    return torch.tensor([[sample.labels.get(name, float("nan")) for name in findings] for sample in samples])
+
+
+def make_label_batch(
+    samples: Sequence[ScanSample], processor: CTFMImageProcessor, findings: Sequence[str], device: torch.device
+) -> LabelBatch:
+    """`findings` is empty where the labels are those of voxels."""
+    cut = cut_scans(samples, processor, device)
+    return LabelBatch(labels=tabulate(samples, findings).to(device), **cut) if findings else LabelBatch(**cut)
+
+
+def label_names(model: LabelModel) -> list[str]:
+    """In the order of the logits."""
+    names = model.config.id2label or {}
+    return [names[number] for number in sorted(names)]  # type: ignore[index]
+
+
+# ---- how well a checkpoint names them ----
+
+
+@torch.no_grad()
+def grade(
+    model: LabelModel, processor: CTFMImageProcessor, manifest: Manifest, split: str, num_scans: int
+) -> dict[str, float]:
+    """AUROC of every finding, or Dice of every structure, over scans of a split, and their mean; empty without scans.
+
+    Dice of a structure is the mean over the scans that hold it; a finding needs `FEWEST` scans of either kind.
+    """
+    finds = isinstance(model, CTFMForImageClassification)
+    names = label_names(model)
+    source = SourceConfig(folder=manifest.folder, split=split, with_segmentation=not finds)
+    rows = select_rows(manifest, source)[:num_scans]
+    device = next(model.parameters()).device
+    scores, truth, dice = [], [], []
+    for row in rows:
+        scan = manifest[int(row)]
+        sample = read_scan(manifest, scan, with_segmentation=not finds)
+        batch = make_label_batch([sample], processor, names if finds else (), device)
+        logits = model(batch.pixel_values, batch.crop_grid, batch.crop_mask).logits
+        if finds:
+            scores.append(logits[0].float().cpu().numpy())
+            truth.append(batch.labels[0].cpu().numpy())
+        else:
+            dice.append(dice_of(logits[0].argmax(1), batch.labels[0], len(names)))
+    if not len(rows):
+        return {}
+    if finds:
+        return mean_over(names, aurocs(np.array(scores), np.array(truth)), "auroc")
+    return mean_over(names[1:], means_of_stated(np.array(dice)[:, 1:]), "dice")
+
+
+def aurocs(scores: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Of every finding over the scans that state it; NaN where there are too few."""
+    found = []
+    for k in range(truth.shape[1]):
+        stated = ~np.isnan(truth[:, k])
+        present = truth[stated, k] > 0.5
+        is_known = FEWEST <= present.sum() <= len(present) - FEWEST
+        found.append(float(roc_auc_score(present, scores[stated, k])) if is_known else float("nan"))
+    return found
+
+
+def dice_of(found: Tensor, labels: Tensor, num_labels: int) -> list[float]:
+    """Of every label in one scan's crops, `(g, D, H, W)` both; NaN where the scan has none of it. -100 does not count."""
+    counted = labels != -100
+    pairs = labels[counted] * num_labels + found[counted]
+    table = torch.bincount(pairs, minlength=num_labels**2).view(num_labels, num_labels).double()  # (truth, found)
+    in_truth, in_found = table.sum(1), table.sum(0)
+    dice = 2 * table.diagonal() / (in_truth + in_found)
+    return torch.where(in_truth > 0, dice, float("nan")).tolist()
+
+
+def means_of_stated(values: np.ndarray) -> list[float]:
+    """Over rows, without NaN; NaN where a column has nothing else."""
+    return [
+        float(np.mean(column[~np.isnan(column)])) if (~np.isnan(column)).any() else float("nan") for column in values.T
+    ]
+
+
+def mean_over(names: Sequence[str], values: Sequence[float], kind: str) -> dict[str, float]:
+    known = {f"{name}/{kind}": value for name, value in zip(names, values, strict=True) if not np.isnan(value)}
+    return {f"macro_{kind}": float(np.mean(list(known.values())))} | known if known else {}
