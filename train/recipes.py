@@ -185,7 +185,7 @@ def demo() -> Recipe:
 
 
 def phantoms() -> Recipe:
-    """The large recipe's two objectives, in a quarter of an hour on one CPU core: what they teach without any label (learning.png)."""
+    """The large recipe's two objectives, in a quarter of an hour on one CPU core: what they teach without any label."""
     alignment = _alignment(steps=350, batch=32)
     return _phantoms(
         "phantoms",

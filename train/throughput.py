@@ -34,11 +34,12 @@ def num_tokens(config: CTFMVisionConfig, size: Sequence[int]) -> int:
     return num_patches + 1 + config.num_register_tokens
 
 
-def crop_flops(config: CTFMVisionConfig, size: Sequence[int]) -> float:
-    """Forward of the local transformer over one crop or view."""
+def crop_flops(config: CTFMVisionConfig, size: Sequence[int], backward: bool = False) -> float:
+    """Forward of the local transformer over one crop or view; with `backward` both, in which voxels get no gradient."""
     num_patches = num_tokens(config, size) - 1 - config.num_register_tokens
     embedding = 2 * num_patches * math.prod(config.patch_size) * config.num_channels * config.hidden_size
-    return embedding + layer_flops(config, num_tokens(config, size))
+    layers = layer_flops(config, num_tokens(config, size))
+    return 2 * embedding + 3 * layers if backward else embedding + layers
 
 
 def view_tokens(phase: SelfSupervisionPhase, config: CTFMVisionConfig) -> int:
@@ -50,8 +51,9 @@ def view_tokens(phase: SelfSupervisionPhase, config: CTFMVisionConfig) -> int:
 def self_supervision_flops(phase: SelfSupervisionPhase, config: CTFMVisionConfig) -> float:
     """Student forward and backward and teacher forward of one crop, with the heads."""
     views, heads = phase.views, phase.objective
-    global_flops = views.global_views.count * crop_flops(config, views.global_views.size)
-    local_flops = views.local_views.count * crop_flops(config, views.local_views.size)
+    shapes = (views.global_views, views.local_views)
+    student = sum(shape.count * crop_flops(config, shape.size, backward=True) for shape in shapes)
+    teacher = views.global_views.count * crop_flops(config, views.global_views.size)
     hidden, bottleneck = heads.head_hidden_size, heads.head_bottleneck_size
     row = 2 * (config.hidden_size * hidden + hidden * hidden + hidden * bottleneck + bottleneck * heads.num_prototypes)
     masking = phase.masking
@@ -59,12 +61,12 @@ def self_supervision_flops(phase: SelfSupervisionPhase, config: CTFMVisionConfig
     hidden_rows = ratio * views.global_views.count * (num_tokens(config, views.global_views.size) - 1)
     teacher_rows = views.global_views.count + hidden_rows
     student_rows = teacher_rows + views.local_views.count
-    return 3 * (global_flops + local_flops + student_rows * row) + global_flops + teacher_rows * row
+    return student + 3 * student_rows * row + teacher + teacher_rows * row
 
 
 def segmentation_flops(phase: SegmentationPhase, config: CTFMVisionConfig) -> float:
     """Forward and backward of one crop; the heads are too small to count."""
-    return 3 * crop_flops(config, phase.views.global_views.size)
+    return crop_flops(config, phase.views.global_views.size, backward=True)
 
 
 def alignment_flops(
@@ -76,22 +78,21 @@ def alignment_flops(
     mixing = 3 * layer_flops(config.global_config, round(kept) + 1)
     if phase.descriptors_are_cached:
         return mixing
-    backward = 1 if phase.objective.local_is_frozen else 3
-    return mixing + backward * kept * crop_flops(config, crop_size)
+    return mixing + kept * crop_flops(config, crop_size, backward=not phase.objective.local_is_frozen)
 
 
 def label_flops(
     recipe: FineTuning, config: CTFMVisionConfig, crop_size: Sequence[int], num_crops: float, num_labels: int
 ) -> float:
     """Of one scan of `num_crops` crops, with the decoder of `CTFMFineDecoder` where voxels are labelled."""
-    passes = 1 if recipe.trunk_is_frozen else 3
-    trunk = num_crops * crop_flops(config, crop_size)
+    learns = not recipe.trunk_is_frozen
+    trunk = num_crops * crop_flops(config, crop_size, backward=learns)
     if isinstance(config.global_config, CTFMGlobalConfig):
-        trunk += layer_flops(config.global_config, round(num_crops) + 1)
+        trunk += (3 if learns else 1) * layer_flops(config.global_config, round(num_crops) + 1)
     if recipe.teaches == "findings":
-        return passes * trunk
+        return trunk
     width, voxels = 16, math.prod(crop_size)
     full = 27 * width * (config.num_channels + 2 * width + width) + width * num_labels
     half = 27 * (2 * width) * (width + 4 * width)
     quarter = 27 * (4 * width) * (2 * width)
-    return passes * trunk + 3 * num_crops * 2 * voxels * (full + half / 8 + quarter / 64)
+    return trunk + 3 * num_crops * 2 * voxels * (full + half / 8 + quarter / 64)
