@@ -17,10 +17,12 @@ from ctfm.train import features as encoding
 from ctfm.train.cases import find_population, find_sides, label_table, read_case, read_label_map, report_part
 from ctfm.train.evaluate import Evaluation, calibrate, evaluate, keep_first_of_equal, probabilities_of
 from ctfm.train.features import Pointer
+from ctfm.train.layouts import read_table
 from ctfm.train.phantom import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, make_phantom
 from ctfm.train.phantom_dataset import PhantomDataset, write_dataset
 from ctfm.train.prepare import main as prepare
 from ctfm.train.protocol import PROTOCOLS, load_protocol, say
+from ctfm.train.real_scans import main as look_at_real_scans
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -411,3 +413,28 @@ def test_without_a_choosing_split_whole_patients_are_set_aside(tmp_path: Path) -
     assert not chosen & fitted
     assert len(population.fit) + len(population.choose) == 80
     assert 4 <= len(population.choose) <= 32
+
+
+def test_a_few_scans_are_looked_at(tmp_path: Path, checkpoint: Path) -> None:
+    wanted = PhantomDataset(folder=tmp_path, num_train=0, num_held_out=6, shape=(16, 24, 24))
+    paths = [row["path"] for row in read_table(write_dataset(wanted))]
+    facts = [("lung tumour left", "chest"), ("lung nodule right lower lobe", "chest"), ("", "half chest")]
+    facts += [("pleural effusion right", "chest"), ("", "abdomen+pelvis"), ("liver metastases", "abdomen")]
+    rows = [
+        {"file": path, "patient": f"p{number}", "region": region, "finding": finding}
+        for number, (path, (finding, region)) in enumerate(zip(paths, facts, strict=True))
+    ]
+    write_table(tmp_path / "labels_dev.csv", [*rows, rows[0] | {"file": "missing.mha"}])
+    (tmp_path / "metrics.json").write_text('{"kept": {"value": 1, "low": 1, "high": 1, "n": 1}}')
+    arguments = [str(checkpoint), "--scans", str(tmp_path), "--out", str(tmp_path / "out")]
+    look_at_real_scans([*arguments, "--metrics", str(tmp_path / "metrics.json")])
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["kept"]["value"] == 1
+    assert (found["real_scans/encoded"]["value"], found["real_scans/encoded"]["n"]) == (0.8571, 7)  # one is not there
+    assert found["real_scans/nearest_is_same_region"]["n"] == 6
+    # Four of six scans are chests: three of five others; two are abdomens: one of five.
+    assert found["real_scans/nearest_is_same_region_by_chance"]["value"] == pytest.approx(
+        (4 * 3 / 5 + 2 / 5) / 6, abs=1e-4
+    )
+    assert found["real_scans/side_auroc"]["n"] == 3
+    assert len(list((tmp_path / "out").glob("heat_*.png"))) == 4
