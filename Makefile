@@ -1,13 +1,18 @@
 # Two commands: `make demo` and `make test`. Each builds .venv when it is missing or when its pins changed.
+# `make demo` ends in the Space, which runs until Ctrl-C; SPACE=no, or CI in the environment, leaves it out.
 PYTHON ?= python3
 SCAN ?=
+SPACE ?= $(if $(CI),no,yes)
+CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint evaluate clean
+.PHONY: help setup demo space test lint evaluate clean
 
 help:
-	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/"
+	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
+	@echo "make demo SPACE=no     the same, without the Space"
+	@echo "make space             bring what the Space shows: the viewer (npm), examples and gallery"
 	@echo "make test              run the tests"
 	@echo "make lint              ruff and pyright"
 	@echo "make evaluate          draw held-out phantoms and measure checkpoints/default on them (hours; to runs/evaluated)"
@@ -19,11 +24,22 @@ setup: .venv/.done
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[io,train,reporting,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[io,train,reporting,space,dev]"
 	@touch .venv/.done
 
 demo: setup
 	$(BIN)/python -m ctfm demo $(SCAN)
+ifeq ($(SPACE),yes)
+	@$(MAKE) --no-print-directory space
+	@echo "The Space, until Ctrl-C:"
+	$(BIN)/python space/app.py
+endif
+
+space: setup space/gallery/gallery.json
+	-$(BIN)/python space/fetch_viewer.py
+
+space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors train/gallery.py | setup
+	$(BIN)/python -m ctfm.train.gallery --checkpoint $(CHECKPOINT)
 
 test: setup
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"

@@ -1,0 +1,284 @@
+"""The Space's functions for programs: `gradio_client` endpoints and MCP tools with typed JSON. space/README.md has examples.
+
+Every call takes the files themselves and keeps nothing of them but the scan in memory, so a second call on the same files is
+quick. A docstring here is what a client and a language model read.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import gradio as gr
+from gradio import FileData
+
+from analysis import Finding, Place, compare
+from exports import NOTICE, scan_facts, write_map
+from service import Service
+from texts import say
+from uploads import UploadError
+
+
+class ScanJson(TypedDict):
+    shape: list[int]
+    spacing_mm: list[float]
+    orientation_on_disk: str
+    hu_1_percent: float
+    hu_99_percent: float
+    kind: str
+    num_files: int
+    num_slices: int
+    checks: list[str]
+    warnings: list[str]
+
+
+class SeriesJson(TypedDict):
+    number: int
+    shape: list[int]
+    spacing_mm: list[float]
+    plane: str
+    kernel: str
+
+
+class InspectJson(TypedDict):
+    scan: ScanJson | None
+    series: list[SeriesJson]
+
+
+class PlaceJson(TypedDict):
+    mm: list[float]
+    slice_number: int
+    side: str
+    front: str
+    level: str
+
+
+class FindingJson(TypedDict):
+    label: str
+    score: float
+    probability: float | None
+    interval: list[float] | None
+    verdict: str | None
+    strongest_place: PlaceJson
+
+
+class FindingsJson(TypedDict):
+    notice: str
+    model: str
+    scan: ScanJson
+    findings: list[FindingJson]
+    seconds: float
+
+
+class QueryJson(TypedDict):
+    text: str
+    similarity: float
+    strongest_place: PlaceJson
+
+
+class SimilarJson(TypedDict):
+    similarity: float
+    findings: list[str]
+    report: str
+
+
+class EmbeddingJson(TypedDict):
+    model: str
+    embedding: list[float]
+
+
+class ChangeJson(TypedDict):
+    label: str
+    change: str
+    prior: FindingJson
+    current: FindingJson
+
+
+class CompareJson(TypedDict):
+    notice: str
+    embedding_cosine: float
+    changes: list[ChangeJson]
+
+
+def add_api(service: Service, limit: dict) -> None:
+    """Registers the endpoints inside a `gr.Blocks`; `limit` bounds how many run at once."""
+
+    def inspect_scan(files: list[FileData], series: int = -1) -> InspectJson:
+        """What is in a CT scan, what was checked and what was repaired. Nothing is computed by the model.
+
+        Args:
+            files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
+            series: which series where there are several; -1 asks for the list of them.
+        """
+        with errors_told():
+            upload = service.receive(paths_of(files))
+            try:
+                scan, _ = service.read(upload, None if series < 0 else series)
+                choices = [
+                    SeriesJson(
+                        number=number,
+                        shape=list(choice.shape),
+                        spacing_mm=list(choice.spacing),
+                        plane=choice.plane,
+                        kernel=choice.kernel,
+                    )
+                    for number, choice in enumerate(upload.series)
+                ]
+            finally:
+                upload.delete()
+            return {"scan": None if scan is None else scan_json(scan), "series": choices}
+
+    def find(files: list[FileData], series: int = -1) -> FindingsJson:
+        """Findings in a CT scan, sorted, each with its calibrated probability and its strongest place. Research only.
+
+        Args:
+            files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
+            series: which series where there are several, as inspect_scan numbers them.
+        """
+        with errors_told():
+            scan, analysis = service.open(paths_of(files), number_of(series))
+            return {
+                "notice": NOTICE,
+                "model": service.weights.name,
+                "scan": scan_json(scan),
+                "findings": [finding_json(finding) for finding in analysis.findings],
+                "seconds": round(scan.read_seconds + analysis.seconds, 2),
+            }
+
+    def query(files: list[FileData], text: str, series: int = -1) -> QueryJson:
+        """How well an English sentence fits a CT scan (cosine), and where it fits best.
+
+        Args:
+            files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
+            text: a sentence as a radiologist would write it, such as "Pleural effusion on the right."
+            series: which series where there are several, as inspect_scan numbers them.
+        """
+        with errors_told():
+            _, analysis = service.open(paths_of(files), number_of(series))
+            similarity, _, place = service.analyser.ask(analysis, text)
+            return {"text": text, "similarity": similarity, "strongest_place": place_json(place)}
+
+    def heat_map(files: list[FileData], finding: str, series: int = -1) -> FileData:
+        """Where a CT scan looks like a finding, or like any English sentence: NIfTI on the scan's own voxels.
+
+        Args:
+            files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
+            finding: a label that find() returns, or a sentence.
+            series: which series where there are several, as inspect_scan numbers them.
+        """
+        with errors_told():
+            scan, analysis = service.open(paths_of(files), number_of(series))
+            cells = analysis.maps.get(finding)
+            if cells is None:
+                _, cells, _ = service.analyser.ask(analysis, finding)
+            path = write_map(scan, cells, service.weights, service.work)
+            return FileData(path=path, orig_name="heat_map.nii.gz")
+
+    def embed(files: list[FileData], series: int = -1) -> EmbeddingJson:
+        """The scan's embedding, of length 1, in the space that it shares with texts.
+
+        Args:
+            files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
+            series: which series where there are several, as inspect_scan numbers them.
+        """
+        with errors_told():
+            _, analysis = service.open(paths_of(files), number_of(series))
+            return {"model": service.weights.name, "embedding": analysis.embedding.tolist()}
+
+    def similar_scans(files: list[FileData], count: int = 4, series: int = -1) -> list[SimilarJson]:
+        """The synthetic scans of the Space's gallery that are nearest to a CT scan.
+
+        Args:
+            files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
+            count: how many, nearest first.
+            series: which series where there are several, as inspect_scan numbers them.
+        """
+        with errors_told():
+            _, analysis = service.open(paths_of(files), number_of(series))
+            near = service.analyser.find_similar(analysis, max(1, min(int(count), 50)))
+            return [{"similarity": s.similarity, "findings": list(s.findings), "report": s.report} for s in near]
+
+    def compare_scans(prior: list[FileData], current: list[FileData]) -> CompareJson:
+        """What changed between two CT scans of a person: a finding is new, resolved, more or less likely, the same or unclear.
+
+        Args:
+            prior: the files of the earlier scan.
+            current: the files of the later scan.
+        """
+        with errors_told():
+            _, before = service.open(paths_of(prior))
+            _, after = service.open(paths_of(current))
+            return {
+                "notice": NOTICE,
+                "embedding_cosine": float(before.embedding @ after.embedding),
+                "changes": [
+                    {
+                        "label": change.label,
+                        "change": change.kind,
+                        "prior": finding_json(change.prior),
+                        "current": finding_json(change.current),
+                    }
+                    for change in compare(before.findings, after.findings)
+                ],
+            }
+
+    functions: Sequence[Callable] = (inspect_scan, find, query, heat_map, embed, similar_scans, compare_scans)
+    for function in functions:
+        gr.api(function, api_name=function.__name__, **limit)
+
+
+class errors_told:
+    """Turns an `UploadError` into one that the caller is told, without a traceback in the log."""
+
+    def __init__(self, language: str = "en") -> None:
+        self.language = language
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, UploadError):
+            raise tell(self.language, error) from None
+
+
+def tell(language: str, error: UploadError) -> gr.Error:
+    from html import escape
+
+    message = f"{say(language, error.key)} {escape(error.detail)}".strip()
+    return gr.Error(message, title=say(language, "error"), duration=15, print_exception=False)
+
+
+def paths_of(files: Sequence[FileData | dict | str] | FileData | dict | None) -> list[str]:
+    """Where the server put what a client sent, however the client wrapped it."""
+    if files is None:
+        return []
+    listed = files if isinstance(files, list | tuple) else [files]
+    return [file if isinstance(file, str) else file["path"] if isinstance(file, dict) else file.path for file in listed]
+
+
+def number_of(series: int) -> int | None:
+    return None if series < 0 else int(series)
+
+
+def scan_json(scan) -> ScanJson:
+    facts = scan_facts(scan)
+    return {name: facts[name] for name in ScanJson.__annotations__}  # type: ignore[return-value]
+
+
+def place_json(place: Place) -> PlaceJson:
+    return {
+        "mm": [round(value, 1) for value in place.mm],
+        "slice_number": place.slice_number,
+        "side": place.side,
+        "front": place.front,
+        "level": place.level,
+    }
+
+
+def finding_json(finding: Finding) -> FindingJson:
+    return {
+        "label": finding.label,
+        "score": finding.score,
+        "probability": finding.probability,
+        "interval": None if finding.interval is None else list(finding.interval),
+        "verdict": finding.verdict,
+        "strongest_place": place_json(finding.place),
+    }

@@ -1,0 +1,158 @@
+"""The Space: drop in a CT scan and see what the model sees in it.
+
+    python space/app.py [--port 7860]      (or `make demo`)
+
+This file is the page around its tabs, and the server. What the Space needs beside its code (the viewer's script, examples,
+gallery) `make space` brings.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; nothing is reported anywhere
+
+import gradio as gr
+
+from api import add_api
+from compare_tab import SHOW_BOTH, add_compare_tab
+from loading import find_source, load_weights
+from report_tab import add_report_tab, load_checker
+from scan_tab import SHOW, build_scan_tab, connect_scan_tab
+from service import Service
+from texts import LANGUAGES, say
+from views import notice, viewer_state
+
+HERE = Path(__file__).parent
+STATIC, EXAMPLES, GALLERY = HERE / "static", HERE / "examples", HERE / "gallery"
+MAX_FILE_SIZE = "2gb"
+QUEUE_SIZE = 32
+COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1}  # two cores: one pass at a time
+READ: dict[str, Any] = {"concurrency_id": "read", "concurrency_limit": 2}
+
+
+def build(service: Service, checker: Any) -> gr.Blocks:
+    """The page. `checker` is the trial-report model, None where there is none."""
+    examples = {"example": EXAMPLES / "chest.zip", "example_prior": EXAMPLES / "chest_prior.zip"}
+    examples = {key: path for key, path in examples.items() if path.is_file()}
+    with gr.Blocks(title="CTFM", analytics_enabled=False, delete_cache=(300, 900)) as demo:
+        with gr.Row(elem_classes="head"):
+            title = gr.Markdown(f"# {say('en', 'title')}", elem_classes="title")
+            language = gr.Radio(
+                [(name, code) for code, name in LANGUAGES.items()], value="en", label=say("en", "language"),
+                elem_id="language", min_width=260, scale=0, container=False,
+            )  # fmt: skip
+        banner = gr.HTML(notice("en", service.weights), elem_id="notice", apply_default_css=False)
+        with gr.Tabs():
+            with gr.Tab(say("en", "tab_scan"), id="scan") as first:
+                tab = build_scan_tab(list(examples.items()))
+            with gr.Tab(say("en", "tab_compare"), id="compare") as second:
+                words, states = add_compare_tab(service, examples, language, COMPUTE)
+            with gr.Tab(say("en", "tab_report"), id="report") as third:
+                words += add_report_tab(service.intake, checker, language, COMPUTE)
+            with gr.Tab(say("en", "tab_about"), id="about") as fourth:
+                about = gr.Markdown(describe("en"), elem_id="about")
+        events = connect_scan_tab(tab, service, language, COMPUTE, READ)
+        add_api(service, COMPUTE)
+
+        words += tab.words
+        words += [(language, "label", "language")]
+        words += [(t, "label", f"tab_{key}") for t, key in zip((first, second, third, fourth), TABS, strict=True)]
+        changed = {id(component): component for component, _, _ in words}
+
+        def translate(session: Any, tongue: str) -> tuple:
+            updates: dict[int, dict] = {key: {} for key in changed}
+            for component, name, key in words:
+                text = say(tongue, key)
+                updates[id(component)] |= {"value": f"### {text}"} if name == "title" else {name: text}
+            return (
+                *(gr.update(**update) for update in updates.values()),
+                f"# {say(tongue, 'title')}",
+                notice(tongue, service.weights),
+                describe(tongue),
+                *(gr.update() if not session else viewer_state(tongue) for _ in states),
+                *events.translate(session, tongue),
+            )
+
+        translated = language.change(
+            translate,
+            [tab.session, language],
+            [*changed.values(), title, banner, about, *states, tab.readout, tab.findings, tab.similar, tab.state],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        translated.success(None, [tab.state], None, js=SHOW, api_visibility="private")
+        started = demo.load(preferred_language, None, language, api_visibility="private", show_progress="hidden")
+        started.success(None, [tab.state], None, js=SHOW, api_visibility="private")
+        started.success(None, states, None, js=SHOW_BOTH, api_visibility="private")
+    return demo
+
+
+TABS = ("scan", "compare", "report", "about")
+
+
+def preferred_language(request: gr.Request) -> str:
+    """The browser's first choice among the languages of the page."""
+    for part in request.headers.get("accept-language", "").split(","):
+        code = part.strip()[:2].lower()
+        if code in LANGUAGES:
+            return code
+    return "en"
+
+
+def describe(language: str) -> str:
+    """The Space's own card is the documentation of its API; the page shows it whole."""
+    card = (HERE / "README.md").read_text(encoding="utf-8")
+    body = card.split("---\n", 2)[-1]
+    return f"{say(language, 'privacy')}\n\n{say(language, 'full_size')}\n\n{body}"
+
+
+def head() -> str:
+    """Scripts of the viewer, served from here; NiiVue where it was brought."""
+    names = [name for name in ("niivue.umd.js", "plain_viewer.js", "viewer.js") if (STATIC / name).is_file()]
+    return "".join(f'<script src="gradio_api/file={STATIC / name}"></script>' for name in names)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+    options = parser.parse_args(arguments)
+    source = find_source()
+    work = Path(tempfile.mkdtemp(prefix="ctfm-space-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(work / "gradio")
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        service = Service(load_weights(source), work, GALLERY)
+        service.start_sweeping()
+        demo = build(service, load_checker(source)).queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
+        demo.launch(
+            server_name=options.host,
+            server_port=options.port,
+            allowed_paths=[str(work), str(STATIC), str(GALLERY)],
+            max_file_size=MAX_FILE_SIZE,
+            mcp_server=True,
+            ssr_mode=False,
+            footer_links=["api"],
+            head=head(),
+            css_paths=[STATIC / "style.css"],
+            theme=gr.themes.Default(
+                primary_hue="sky", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
+        )
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

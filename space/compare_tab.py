@@ -1,0 +1,78 @@
+"""The tab for two scans of a person: linked viewers, and what changed in the findings."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from analysis import compare
+from api import errors_told, paths_of
+from exports import write_view
+from service import Service
+from texts import say
+from views import changes_table, viewer_state
+
+SHOW_BOTH = """async (prior, current) => {
+  await window.ctfmShow('viewer-prior', prior);
+  await window.ctfmShow('viewer-current', current);
+  window.ctfmLink('viewer-prior', 'viewer-current');
+}"""
+
+
+def add_compare_tab(
+    service: Service, examples: dict[str, Path], language: gr.Radio, limit: dict
+) -> tuple[list[tuple[Any, str, str]], list[gr.JSON]]:
+    """Builds the tab; returns what the language changes, and the states of its two viewers."""
+    states = [gr.JSON(viewer_state("en"), visible=False) for _ in range(2)]
+    with gr.Row():
+        prior = gr.File(label=say("en", "prior"), file_count="multiple", height=130, elem_id="prior")
+        current = gr.File(label=say("en", "current"), file_count="multiple", height=130, elem_id="current")
+    with gr.Row():
+        button = gr.Button(say("en", "compare"), variant="primary", elem_id="compare")
+        example = gr.Button(say("en", "example_pair"), visible=len(examples) == 2, elem_id="example-pair")
+    with gr.Row():
+        with gr.Column(min_width=300):
+            prior_title = gr.Markdown(f"### {say('en', 'prior')}")
+            gr.HTML('<div id="viewer-prior" class="ctfm-viewer"></div>', js_on_load=None, apply_default_css=False)
+        with gr.Column(min_width=300):
+            current_title = gr.Markdown(f"### {say('en', 'current')}")
+            gr.HTML('<div id="viewer-current" class="ctfm-viewer"></div>', js_on_load=None, apply_default_css=False)
+    changes = gr.HTML(elem_id="changes", apply_default_css=False)
+
+    def compare_paths(first: list[str], second: list[str], tongue: str, progress: gr.Progress, keep: bool) -> tuple:
+        with errors_told(tongue):
+            shown, analyses = [], []
+            for part, paths in enumerate((first, second)):
+                scan, analysis = service.open(
+                    paths,
+                    report=lambda share, stage, part=part: progress((part + share) / 2, desc=say(tongue, stage)),
+                    keep=keep,
+                )
+                shown.append(viewer_state(tongue, write_view(scan, service.work)))
+                analyses.append(analysis)
+        cosine = float(analyses[0].embedding @ analyses[1].embedding)
+        return *shown, changes_table(tongue, compare(analyses[0].findings, analyses[1].findings), cosine)
+
+    def compare_uploads(first, second, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
+        return None, None, *compare_paths(paths_of(first), paths_of(second), tongue, progress, keep=False)
+
+    def compare_examples(tongue, progress=gr.Progress()):  # noqa: B008
+        paths = [[str(examples[name])] for name in ("example_prior", "example")]
+        return compare_paths(*paths, tongue, progress, keep=True)
+
+    settings: dict[str, Any] = {"show_progress_on": changes, "api_visibility": "private", **limit}
+    done = (
+        button.click(compare_uploads, [prior, current, language], [prior, current, *states, changes], **settings),
+        example.click(compare_examples, [language], [*states, changes], **settings),
+    )
+    for event in done:
+        event.success(None, states, None, js=SHOW_BOTH, api_visibility="private")
+    words = [
+        (prior, "label", "prior"),
+        (current, "label", "current"),
+        (button, "value", "compare"),
+        (example, "value", "example_pair"),
+        (prior_title, "title", "prior"),
+        (current_title, "title", "current"),
+    ]
+    return words, states

@@ -1,0 +1,284 @@
+"""Key and language -> what the page says. English, Dutch; a finding's name in English is its name everywhere else."""
+
+LANGUAGES = {"en": "English", "nl": "Nederlands"}
+
+TEXTS: dict[str, tuple[str, str]] = {
+    # page
+    "title": ("What a foundation model sees in a CT scan", "Wat een foundation-model in een CT-scan ziet"),
+    "notice": (
+        "Research only. Not for diagnosis or any decision about a patient.",
+        "Alleen voor onderzoek. Niet voor diagnose of enige beslissing over een patiënt.",
+    ),
+    "trained": ("The weights shown here", "De gewichten hier"),
+    "trained_phantoms": (
+        "were trained on synthetic phantoms only, and have never seen a patient. On a real scan their answers mean "
+        "nothing yet; reading, geometry, viewer and downloads are real.",
+        "zijn alleen op synthetische fantomen getraind en hebben nooit een patiënt gezien. Op een echte scan zeggen hun "
+        "antwoorden nog niets; inlezen, geometrie, viewer en downloads zijn echt.",
+    ),
+    "trained_unknown": (
+        "come without a record of their training: take no answer for true.",
+        "hebben geen verslag van hun training: houd geen antwoord voor waar.",
+    ),
+    "full_size": (
+        "The full-size model (397 M parameters) is SPECTRE-Large, which this package runs exactly: "
+        "`python -m ctfm.train.convert_spectre`.",
+        "Het model op volle grootte (397 M parameters) is SPECTRE-Large, dat dit pakket exact uitvoert: "
+        "`python -m ctfm.train.convert_spectre`.",
+    ),
+    "privacy": (
+        "An upload lives in a temporary folder and is deleted as soon as it is read. Nothing is logged. The scan itself stays "
+        "in memory, under a hash, for a while; names and identifiers in headers are never shown, kept or put in a download.",
+        "Een upload staat in een tijdelijke map en wordt verwijderd zodra hij gelezen is. Er wordt niets gelogd. De scan zelf "
+        "blijft een tijdje in het geheugen, onder een hash; namen en nummers uit de kopregels worden nooit getoond, "
+        "bewaard of in een download geschreven.",
+    ),
+    "language": ("Language", "Taal"),
+    "tab_scan": ("One scan", "Eén scan"),
+    "tab_compare": ("Two scans", "Twee scans"),
+    "tab_report": ("Trial report", "Trialverslag"),
+    "tab_about": ("About and API", "Over en API"),
+    # input
+    "files": (
+        "CT scan: a zip of DICOM, DICOM files, NIfTI, MHA or NRRD",
+        "CT-scan: een zip met DICOM, DICOM-bestanden, NIfTI, MHA of NRRD",
+    ),
+    "folder": ("or a folder of DICOM files", "of een map met DICOM-bestanden"),
+    "limits": (
+        "At most 2 GiB and 1,000 files (a longer series as a zip), 450 million voxels; a pass of the model may take 3 minutes.",
+        "Ten hoogste 2 GiB en 1.000 bestanden (een langere serie als zip), 450 miljoen voxels; een gang van het model mag "
+        "3 minuten duren.",
+    ),
+    "example": ("Show an example", "Toon een voorbeeld"),
+    "example_prior": ("The same patient, earlier", "Dezelfde patiënt, eerder"),
+    "examples": ("Synthetic patients, made by this project:", "Synthetische patiënten, door dit project gemaakt:"),
+    "series": ("Series", "Serie"),
+    "choose_series": (
+        "Several series can be read: choose one. Nothing was chosen for you.",
+        "Er zijn meer series leesbaar: kies er een. Er is niets voor u gekozen.",
+    ),
+    "no_contrast": ("no contrast", "geen contrast"),
+    "contrast": ("contrast", "contrast"),
+    "slices": ("slices", "coupes"),
+    "kernel": ("kernel", "kernel"),
+    "analyse": ("Analyse", "Analyseer"),
+    "readout": ("What was read", "Wat gelezen is"),
+    "geometry": ("Geometry", "Geometrie"),
+    "intensity": ("HU", "HU"),
+    "acquisition": ("Acquisition", "Opname"),
+    "left_out": ("Left out", "Weggelaten"),
+    "checked": ("Checked", "Gecontroleerd"),
+    "repaired": ("Repaired or suspicious", "Hersteld of verdacht"),
+    "nothing_repaired": ("nothing", "niets"),
+    "on_disk": ("on disk", "op schijf"),
+    "voxels": ("voxels", "voxels"),
+    "files_word": ("files", "bestanden"),
+    "read_in": ("read in", "gelezen in"),
+    "from_memory": ("seen before: from memory", "al eens gezien: uit het geheugen"),
+    "waiting": ("Upload a scan, or show an example.", "Upload een scan, of toon een voorbeeld."),
+    # stages
+    "stage_receive": ("Receiving files", "Bestanden ontvangen"),
+    "stage_read": ("Reading and checking", "Lezen en controleren"),
+    "stage_view": ("Preparing the viewer", "Viewer voorbereiden"),
+    "stage_resample": ("Resampling into crops", "Herbemonsteren in uitsneden"),
+    "stage_encode": ("Encoding crops", "Uitsneden coderen"),
+    "stage_findings": ("Grading findings", "Bevindingen beoordelen"),
+    "stage_draw": ("Drawing", "Tekenen"),
+    "stage_write": ("Writing the file", "Bestand schrijven"),
+    # viewer
+    "viewer": ("Viewer", "Viewer"),
+    "window": ("Window", "Venster"),
+    "window_lung": ("Lung", "Long"),
+    "window_mediastinum": ("Mediastinum", "Mediastinum"),
+    "window_bone": ("Bone", "Bot"),
+    "window_liver": ("Liver", "Lever"),
+    "window_brain": ("Brain", "Hersenen"),
+    "layout": ("Layout", "Indeling"),
+    "layout_planes": ("Planes + 3D", "Vlakken + 3D"),
+    "layout_axial": ("Axial", "Axiaal"),
+    "layout_coronal": ("Coronal", "Coronaal"),
+    "layout_sagittal": ("Sagittal", "Sagittaal"),
+    "layout_render": ("3D", "3D"),
+    "opacity": ("Map opacity", "Dekking kaart"),
+    "crosshair": ("Crosshair", "Kruisdraad"),
+    "no_map": ("no map", "geen kaart"),
+    "map_of": ("Map", "Kaart"),
+    "viewer_help": (
+        "Click or drag to move the crosshair; arrow keys move it, Page Up and Page Down change the slice; the wheel scrolls.",
+        "Klik of sleep om de kruisdraad te verplaatsen; pijltjestoetsen verplaatsen hem, Page Up en Page Down wisselen van "
+        "coupe; het wiel bladert.",
+    ),
+    "viewer_reduced": (
+        "The viewer shows means of {0} voxels; maps, findings and downloads use the whole scan.",
+        "De viewer toont gemiddelden van {0} voxels; kaarten, bevindingen en downloads gebruiken de hele scan.",
+    ),
+    "viewer_loading": ("Loading …", "Laden …"),
+    "viewer_empty": ("No scan yet", "Nog geen scan"),
+    "viewer_failed": ("The scan could not be shown", "De scan kon niet getoond worden"),
+    "viewer_plain": ("plain slice viewer", "eenvoudige viewer"),
+    # findings
+    "findings": ("Findings", "Bevindingen"),
+    "finding": ("Finding", "Bevinding"),
+    "probability": ("Probability", "Kans"),
+    "score": ("Score, not calibrated", "Score, niet gekalibreerd"),
+    "interval": ("95 % interval", "95 %-interval"),
+    "answer": ("Answer", "Antwoord"),
+    "evidence": ("Evidence: strongest place", "Aanwijzing: sterkste plek"),
+    "measured": ("Measured AUROC", "Gemeten AUROC"),
+    "present": ("present", "aanwezig"),
+    "absent": ("absent", "afwezig"),
+    "not sure": ("not sure", "onzeker"),
+    "not_calibrated": ("not calibrated", "niet gekalibreerd"),
+    "show_map": ("Show the map of", "Toon de kaart van"),
+    "findings_help": (
+        "Choose a finding: the viewer goes to its strongest place and shows its map. A map has its own scale, from nothing to "
+        "its strongest place; it says where, not whether.",
+        "Kies een bevinding: de viewer gaat naar de sterkste plek en toont de kaart. Een kaart heeft een eigen schaal, van "
+        "niets tot de sterkste plek; zij zegt waar, niet of.",
+    ),
+    "computed_in": ("computed in", "berekend in"),
+    "slice": ("slice", "coupe"),
+    "right": ("right", "rechts"),
+    "middle": ("middle", "midden"),
+    "left": ("left", "links"),
+    "front": ("front", "voor"),
+    "centre": ("centre", "midden"),
+    "back": ("back", "achter"),
+    "lower": ("lower third", "onderste derde"),
+    "middle_level": ("middle third", "middelste derde"),
+    "upper": ("upper third", "bovenste derde"),
+    # text, similar, components, downloads
+    "query": ("Ask in your own words (English)", "Vraag in uw eigen woorden (Engels)"),
+    "query_hint": ("e.g. fluid around the right lung", "bijv. fluid around the right lung"),
+    "ask": ("Find it", "Zoek"),
+    "similarity": ("Similarity (cosine)", "Gelijkenis (cosinus)"),
+    "query_help": (
+        "A sentence's similarity is only comparable with that of another sentence on the same scan.",
+        "De gelijkenis van een zin is alleen te vergelijken met die van een andere zin op dezelfde scan.",
+    ),
+    "similar": ("Similar scans", "Gelijkende scans"),
+    "similar_help": (
+        "The nearest of {0} synthetic phantoms, with what was drawn into each.",
+        "De dichtstbijzijnde van {0} synthetische fantomen, met wat in elk getekend is.",
+    ),
+    "no_gallery": ("There is no gallery for these weights.", "Voor deze gewichten is er geen galerij."),
+    "no_findings": ("no finding", "geen bevinding"),
+    "components": ("What the features tell apart", "Wat de kenmerken onderscheiden"),
+    "components_help": (
+        "The first three principal components of the patch features as red, green and blue.",
+        "De eerste drie hoofdcomponenten van de kenmerken als rood, groen en blauw.",
+    ),
+    "draw_components": ("Draw the features", "Teken de kenmerken"),
+    "downloads": ("Downloads", "Downloads"),
+    "download_json": ("Findings, JSON", "Bevindingen, JSON"),
+    "download_csv": ("Findings, CSV", "Bevindingen, CSV"),
+    "download_embedding": ("Embedding, safetensors", "Embedding, safetensors"),
+    "make_map": ("Heat map, NIfTI: make", "Kaart, NIfTI: maak"),
+    "download_map": ("Heat map, NIfTI: save", "Kaart, NIfTI: bewaar"),
+    # two scans
+    "prior": ("Prior scan", "Eerdere scan"),
+    "current": ("Current scan", "Huidige scan"),
+    "compare": ("Compare", "Vergelijk"),
+    "example_pair": ("Compare the example with its prior", "Vergelijk het voorbeeld met het eerdere"),
+    "changes": ("What changed", "Wat er veranderde"),
+    "change": ("Change", "Verandering"),
+    "new": ("new", "nieuw"),
+    "resolved": ("resolved", "verdwenen"),
+    "more": ("more likely", "waarschijnlijker"),
+    "less": ("less likely", "minder waarschijnlijk"),
+    "same": ("no change", "geen verandering"),
+    "unclear": ("unclear", "onduidelijk"),
+    "compare_help": (
+        "The scans are not registered: the crosshairs are linked by the scanner's millimetres. "
+        "Embeddings agree by {0} (cosine).",
+        "De scans zijn niet geregistreerd: de kruisdraden zijn gekoppeld via de millimeters van de scanner. De embeddings "
+        "komen voor {0} overeen (cosinus).",
+    ),
+    # trial report
+    "report_file": (
+        "Report of a randomised trial: .docx, .pdf, .md, .txt or JATS .xml",
+        "Verslag van een gerandomiseerde trial: .docx, .pdf, .md, .txt of JATS .xml",
+    ),
+    "report_protocol": ("It is a protocol (SPIRIT 2013)", "Het is een protocol (SPIRIT 2013)"),
+    "report_check": ("Check the report", "Controleer het verslag"),
+    "report_help": (
+        "What does this draft leave out? A second, separate model reads the text against CONSORT 2010 or SPIRIT 2013. "
+        "It finds statements and does not judge whether they are true.",
+        "Wat ontbreekt er in dit concept? Een tweede, afzonderlijk model leest de tekst langs CONSORT 2010 of SPIRIT 2013. "
+        "Het vindt uitspraken en oordeelt niet of zij waar zijn.",
+    ),
+    "report_page": ("Report, HTML", "Rapport, HTML"),
+    "report_json": ("Report, JSON", "Rapport, JSON"),
+    "report_absent": (
+        "The checker is not installed here. On your own machine: `ctfm report-check draft.docx`.",
+        "De controle is hier niet geïnstalleerd. Op uw eigen machine: `ctfm report-check draft.docx`.",
+    ),
+    # errors
+    "error": ("That did not work", "Dat lukte niet"),
+    "error_no_file": ("No file was given.", "Er is geen bestand gegeven."),
+    "error_no_scan": (
+        "There is no scan here any more. Upload it again.",
+        "Er is hier geen scan meer. Upload hem opnieuw.",
+    ),
+    "error_no_analysis": ("Analyse the scan first.", "Analyseer eerst de scan."),
+    "error_no_map": ("Choose a finding first.", "Kies eerst een bevinding."),
+    "error_upload_gone": (
+        "The upload is no longer here. Upload it again.",
+        "De upload is er niet meer. Upload opnieuw.",
+    ),
+    "error_too_many_files": (
+        "Too many files at once. Send the series as one zip.",
+        "Te veel bestanden tegelijk. Stuur de serie als één zip.",
+    ),
+    "error_too_large": ("The scan is too large for this Space.", "De scan is te groot voor deze Space."),
+    "error_too_slow": ("This took too long and was given up.", "Dit duurde te lang en is afgebroken."),
+    "error_no_such_series": ("There is no such series.", "Die serie is er niet."),
+    "error_choose_series": ("Choose a series first.", "Kies eerst een serie."),
+    "error_unreadable": ("This cannot be read as one CT scan.", "Dit is niet als één CT-scan te lezen."),
+    "error_damaged": ("The file is damaged.", "Het bestand is beschadigd."),
+    "error_unsafe": ("The file is not safe to open.", "Het bestand is niet veilig te openen."),
+    "error_not_ct": ("This is no CT scan.", "Dit is geen CT-scan."),
+    "error_geometry": (
+        "The voxels cannot be placed in the patient.",
+        "De voxels zijn niet in de patiënt te plaatsen.",
+    ),
+    "error_unsupported": ("No CT scan was found in this.", "Hierin is geen CT-scan gevonden."),
+    "error_no_text": ("Write what to look for.", "Schrijf waarnaar gezocht moet worden."),
+    "error_long_text": ("The question is too long.", "De vraag is te lang."),
+    "error_no_such_finding": ("The model is not asked for this finding.", "Het model wordt niet naar deze bevinding gevraagd."),
+    "error_report": ("The report cannot be checked.", "Het verslag kan niet gecontroleerd worden."),
+}  # fmt: skip
+
+FINDINGS_NL = {
+    "Medical material": "Medisch materiaal",
+    "Arterial wall calcification": "Verkalking van de slagaderwand",
+    "Cardiomegaly": "Vergroot hart",
+    "Pericardial effusion": "Pericardvocht",
+    "Coronary artery wall calcification": "Verkalking van de kransslagaders",
+    "Hiatal hernia": "Hernia diaphragmatica",
+    "Lymphadenopathy": "Vergrote lymfeklieren",
+    "Emphysema": "Emfyseem",
+    "Atelectasis": "Atelectase",
+    "Lung nodule": "Longnodus",
+    "Lung opacity": "Longverdichting (matglas)",
+    "Pulmonary fibrotic sequela": "Fibrotische restafwijking van de long",
+    "Pleural effusion": "Pleuravocht",
+    "Mosaic attenuation pattern": "Mozaïekpatroon",
+    "Peribronchial thickening": "Peribronchiale verdikking",
+    "Consolidation": "Consolidatie",
+    "Bronchiectasis": "Bronchiëctasie",
+    "Interlobular septal thickening": "Verdikte interlobulaire septa",
+    "Kidney tumour": "Niertumor",
+    "Kidney stone": "Niersteen",
+    "Liver lesion": "Leverlaesie",
+    "Ascites": "Ascites",
+}
+
+
+def say(language: str, key: str, *values: object) -> str:
+    english, dutch = TEXTS[key]
+    return (dutch if language == "nl" else english).format(*values)
+
+
+def name_finding(language: str, label: str) -> str:
+    return FINDINGS_NL.get(label, label) if language == "nl" else label

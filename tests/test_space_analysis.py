@@ -1,0 +1,219 @@
+"""What the Space computes equals what the package computes; maps and places lie where they belong."""
+
+import string
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ctfm.train.phantom import FINDING_NAMES
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from analysis import (
+    Analyser,
+    Finding,
+    Place,
+    blocks_of,
+    compare,
+    join_crops,
+    lay_cells,
+    place_on,
+    shrink,
+    strongest_place,
+)
+from exports import findings_json, lies_in_body, write_findings, write_map, write_overlay, write_view
+from loading import Source, Weights, load_weights
+from tests.phantoms import phantom_volume
+from tests.space_process import CALIBRATION, save_stand_in
+from texts import FINDINGS_NL, TEXTS
+from uploads import Scan, UploadError
+from views import findings_table, readout
+
+nibabel = pytest.importorskip("nibabel")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_stand_in(tmp_path_factory.mktemp("stand-in"))
+
+
+@pytest.fixture(scope="module")
+def weights(checkpoint: Path) -> Weights:
+    return load_weights(Source(model=str(checkpoint)))
+
+
+@pytest.fixture(scope="module")
+def scan(weights: Weights) -> Scan:
+    scan = Scan(key="phantom", volume=phantom_volume(), read_seconds=0.0)
+    Analyser(weights).analyse(scan)
+    return scan
+
+
+def test_findings_equal_the_pipelines_and_are_sorted(scan: Scan, checkpoint: Path) -> None:
+    grade = pipeline("zero-shot-image-classification", model=str(checkpoint), trust_remote_code=True)
+    answers = {answer["label"]: answer for answer in grade(scan.volume, candidate_labels=list(CALIBRATION))}
+    for finding in scan.analysis.findings:
+        answer = answers[finding.label]
+        assert finding.score == pytest.approx(answer["score"], abs=1e-5)
+        assert finding.probability == pytest.approx(answer["probability"], abs=1e-5)
+        assert finding.interval == pytest.approx(answer["interval"], abs=1e-5)
+        assert finding.verdict == answer["verdict"]
+    orders = [finding.order for finding in scan.analysis.findings]
+    assert orders == sorted(orders, reverse=True)
+    assert {f.verdict for f in scan.analysis.findings} == {"present", "absent", "not sure"}
+
+
+def test_a_second_look_computes_nothing(scan: Scan, weights: Weights) -> None:
+    analyser = Analyser(weights)
+    analyser._forward = None  # would fail if it were called
+    assert analyser.analyse(scan) is scan.analysis
+
+
+def test_a_map_on_the_token_grid_lies_where_the_processor_lays_it(scan: Scan, weights: Weights) -> None:
+    """The Space's cells of the whole scan against the package's crops, both brought to the scan's voxels."""
+    analysis = scan.analysis
+    dense = analysis.vision.dense_features.norm(dim=-1)
+    (geometry,) = analysis.inputs.geometry
+    (direct,) = weights.processor.to_patient_space(dense, SimpleNamespace(geometry=(geometry,)))
+    laid = lay_cells(join_crops(dense[0], geometry.crop_grid), geometry, weights)
+    np.testing.assert_allclose(laid, direct, atol=1e-6)
+
+
+def test_the_strongest_place_is_that_of_the_map_on_the_scan(scan: Scan, weights: Weights) -> None:
+    analysis = scan.analysis
+    inside = analysis.body.nonzero()
+    for index in (inside[0], inside[len(inside) // 3], inside[-1]):
+        cells = torch.zeros(analysis.body.shape)
+        cells[tuple(index)] = 1.0
+        laid = lay_cells(cells, analysis.geometry, weights)
+        peaks = np.argwhere(laid >= laid.max() - 1e-6).mean(0)
+        mm = (scan.volume.affine @ [*peaks, 1.0])[:3]
+        place = strongest_place(analysis, cells)
+        assert np.abs(mm - place.mm).max() < 8.5  # half a patch of 16 mm, beyond whose centre nothing is larger
+        assert place.slice_number == pytest.approx(peaks[0] + 1, abs=3.5)
+
+
+def test_sides_are_the_patients(scan: Scan) -> None:
+    analysis = scan.analysis
+    where = analysis.body.nonzero()
+    for column, side, sign in ((where[:, 2].min(), "right", 1), (where[:, 2].max(), "left", -1)):
+        cells = torch.zeros(analysis.body.shape)
+        cells[tuple(where[(where[:, 2] == column).nonzero()[0, 0]])] = 1.0
+        place = strongest_place(analysis, cells)
+        assert place.side == side
+        middle = scan.volume.affine @ [*(np.array(scan.volume.hu.shape) / 2), 1.0]
+        assert np.sign(place.mm[0] - middle[0]) == sign
+
+
+def test_a_smaller_copy_holds_the_means_of_blocks_in_the_same_place(weights: Weights, scan: Scan) -> None:
+    volume = scan.volume
+    small = shrink(volume, 8000)
+    blocks = blocks_of(volume, 8000)
+    assert small.hu.shape == blocks.shape
+    deep, high, wide = blocks.factors
+    block = volume.hu[deep : 2 * deep, high : 2 * high, wide : 2 * wide]
+    assert small.hu[1, 1, 1] == pytest.approx(block.mean(), abs=0.51)
+    corner = volume.affine @ [deep * 1.5 - 0.5, high * 1.5 - 0.5, wide * 1.5 - 0.5, 1]
+    np.testing.assert_allclose(small.affine @ [1, 1, 1, 1], corner)
+    cells = scan.analysis.maps["Pleural effusion"]
+    geometry = scan.analysis.geometry
+    full = lay_cells(cells, geometry, weights)
+    coarse = lay_cells(cells, place_on(geometry, small.hu.shape, small.affine), weights)
+    means = full[: deep * small.hu.shape[0], : high * small.hu.shape[1], : wide * small.hu.shape[2]]
+    means = means.reshape(small.hu.shape[0], deep, small.hu.shape[1], high, small.hu.shape[2], wide).mean((1, 3, 5))
+    assert np.abs(means - coarse).max() < 0.1 * np.ptp(full)
+
+
+def test_the_downloaded_map_lies_on_the_scans_own_voxels(scan: Scan, weights: Weights, tmp_path: Path) -> None:
+    cells = scan.analysis.maps["Lung nodule"]
+    image = nibabel.load(write_map(scan, cells, weights, tmp_path))
+    laid = np.asarray(image.dataobj).transpose(2, 1, 0)
+    np.testing.assert_allclose(
+        laid, lay_cells(cells, scan.analysis.geometry, weights), atol=float(cells.abs().max()) / 1999
+    )
+    np.testing.assert_allclose(image.affine, scan.volume.affine[:, [2, 1, 0, 3]], atol=1e-3)
+    assert image.header["descrip"].item() == b""
+
+
+def test_what_the_viewer_gets_lies_in_the_same_millimetres(scan: Scan, weights: Weights, tmp_path: Path) -> None:
+    view = nibabel.load(write_view(scan, tmp_path)["scan"])
+    np.testing.assert_allclose(view.affine, scan.volume.affine[:, [2, 1, 0, 3]], atol=1e-3)
+    overlay = write_overlay(scan, scan.analysis.maps["Lung nodule"], scan.analysis, weights, tmp_path)
+    values = nibabel.load(overlay["map"]).get_fdata()
+    assert overlay["low"] < overlay["high"]
+    assert values.max() <= overlay["high"] + 1e-6
+    outside = ~lies_in_body(scan.volume.hu, (1, 1, 1), scan.volume.hu.shape).transpose(2, 1, 0)
+    assert (values[outside] < overlay["low"]).all()
+    assert outside.mean() > 0.2
+
+
+def test_downloads_hold_the_findings_and_the_embedding(scan: Scan, weights: Weights, tmp_path: Path) -> None:
+    facts, table, embedding = (Path(path) for path in write_findings(scan, weights, tmp_path))
+    assert "Research only" in facts.read_text()
+    rows = table.read_text().splitlines()
+    assert len(rows) == 1 + len(CALIBRATION)
+    stored = load_file(embedding)["image_embeds"]
+    assert float(stored.norm()) == pytest.approx(1.0, abs=1e-5)
+    assert findings_json(scan, weights)["weights_sha256"] == weights.digest != ""
+
+
+def test_a_question_is_answered_by_its_cosine_and_refused_when_empty_or_long(scan: Scan, weights: Weights) -> None:
+    analyser = Analyser(weights)
+    similarity, cells, _ = analyser.ask(scan.analysis, " Pleural  effusion. ")
+    text = analyser.embed_texts(["Pleural effusion."])[0]
+    assert similarity == pytest.approx(float(text @ scan.analysis.embedding), abs=1e-6)
+    assert cells.shape == scan.analysis.body.shape
+    for question, key in (("  ", "error_no_text"), ("a" * 501, "error_long_text")):
+        with pytest.raises(UploadError, match=key):
+            analyser.ask(scan.analysis, question)
+
+
+def test_a_pass_that_takes_too_long_is_given_up(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.MAX_SECONDS", -1.0)
+    with pytest.raises(UploadError, match="error_too_slow"):
+        Analyser(weights).analyse(Scan(key="slow", volume=phantom_volume(), read_seconds=0.0))
+
+
+PLACE = Place(mm=(0, 0, 0), slice_number=1, side="left", front="front", level="upper")
+
+
+def graded(low: float, high: float, verdict: str) -> Finding:
+    return Finding(
+        label="x", score=0.5, probability=(low + high) / 2, interval=(low, high), verdict=verdict, place=PLACE
+    )
+
+
+@pytest.mark.parametrize(
+    ("prior", "current", "kind"),
+    [
+        (graded(0.1, 0.2, "absent"), graded(0.8, 0.9, "present"), "new"),
+        (graded(0.8, 0.9, "present"), graded(0.1, 0.2, "absent"), "resolved"),
+        (graded(0.3, 0.4, "not sure"), graded(0.8, 0.9, "present"), "more"),
+        (graded(0.7, 0.8, "present"), graded(0.5, 0.6, "not sure"), "less"),
+        (graded(0.7, 0.9, "present"), graded(0.75, 0.95, "present"), "same"),
+        (graded(0.4, 0.6, "not sure"), graded(0.45, 0.65, "not sure"), "unclear"),
+    ],
+)
+def test_changes_are_verdicts_that_turned_or_intervals_apart(prior: Finding, current: Finding, kind: str) -> None:
+    (change,) = compare([prior], [current])
+    assert change.kind == kind
+
+
+def test_a_value_from_a_file_is_escaped_on_the_page(weights: Weights) -> None:
+    volume = phantom_volume()
+    scan = Scan(key="x", volume=volume.__class__(hu=volume.hu, affine=volume.affine, warnings=("<script>1</script>",)),
+                read_seconds=0.0)  # fmt: skip
+    assert "<script>" not in readout("en", scan)
+    row = Finding(label="<b>", score=0.5, probability=None, interval=None, verdict=None, place=PLACE)
+    assert "<b>" not in findings_table("en", [row], weights, 0.0)
+
+
+def test_both_languages_say_everything() -> None:
+    for key, (english, dutch) in TEXTS.items():
+        assert english, key
+        assert dutch, key
+        places = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, dutch)]
+        assert places[0] == places[1], key
+    assert set(FINDING_NAMES) == set(FINDINGS_NL)

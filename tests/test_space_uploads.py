@@ -1,0 +1,171 @@
+"""What the Space does with uploaded files: read, remembered by their bytes, deleted; hostile ones refused."""
+
+import os
+import shutil
+import stat
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from ctfm import volume_ctfm
+
+from tests.phantoms import phantom_volume
+from tests.space_process import SECRET, write_study
+from uploads import Intake, Scan, ScanCache, UploadError, read_scan, scan_key, sweep
+
+
+@pytest.fixture
+def intake(tmp_path: Path) -> Intake:
+    work = tmp_path / "work"
+    work.mkdir()
+    return Intake(work)
+
+
+def read(intake: Intake, *paths: Path, number: int | None = None) -> Scan | None:
+    upload = intake.take([str(path) for path in paths])
+    try:
+        return read_scan(upload, number, volume_ctfm, time.perf_counter)
+    finally:
+        upload.delete()
+
+
+def test_an_upload_is_moved_read_and_deleted(intake: Intake, tmp_path: Path) -> None:
+    study = write_study(tmp_path / f"{SECRET}.zip")
+    scan = read(intake, study)
+    assert scan is not None
+    assert scan.volume.hu.shape == (20, 48, 40)
+    assert not study.exists()
+    assert not list(intake.work.iterdir())
+    assert SECRET not in repr(scan)
+
+
+def test_a_scan_is_known_by_its_bytes_and_not_by_its_names(intake: Intake, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "a.zip")
+    shutil.copy(study, tmp_path / "b.zip")
+    write_study(tmp_path / "c.zip", seeds=(1,))
+    digests = [intake.take([str(tmp_path / f"{name}.zip")]).digest for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_files_of_a_folder_may_share_names_and_come_in_any_order(intake: Intake, tmp_path: Path) -> None:
+    write_study(tmp_path / "study.zip")
+    files = sorted((tmp_path / "study-0").iterdir())
+    for number, file in enumerate(files):
+        (tmp_path / str(number)).mkdir()
+        file.rename(tmp_path / str(number) / "slice")
+    paths = [tmp_path / str(number) / "slice" for number in range(len(files))]
+    scan = read(intake, *reversed(paths))
+    assert scan is not None
+    assert scan.volume.hu.shape == (20, 48, 40)
+
+
+def test_an_upload_that_somebody_elses_equal_one_replaced_is_found_by_its_place(intake: Intake, tmp_path: Path) -> None:
+    study = str(write_study(tmp_path / "study.zip"))
+    first = intake.take([study])
+    second = intake.take([study])  # the server stores equal files once, and the first has moved it
+    assert second.folder is None
+    assert scan_key(second, None) == scan_key(first, None)
+
+
+def test_several_series_are_a_choice_and_nothing_is_chosen(intake: Intake, tmp_path: Path) -> None:
+    upload = intake.take([str(write_study(tmp_path / "two.zip", seeds=(0, 1)))])
+    assert read_scan(upload, None, volume_ctfm, time.perf_counter) is None
+    sizes = [series.shape[0] for series in upload.series]
+    assert sorted(sizes) == [20, 21]
+    chosen = read_scan(upload, sizes.index(21), volume_ctfm, time.perf_counter)
+    assert chosen is not None
+    assert chosen.volume.hu.shape[0] == 21
+    assert all(series.uid not in repr(series) for series in upload.series)
+    with pytest.raises(UploadError, match="error_no_such_series"):
+        read_scan(upload, 7, volume_ctfm, time.perf_counter)
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(200 * 2**20))
+
+
+def climbing(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../outside", "x")
+
+
+def linked(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+
+
+def cut(path: Path) -> None:
+    phantom_volume().to_nifti(path.with_suffix(".nii.gz"))
+    path.write_bytes(path.with_suffix(".nii.gz").read_bytes()[:2000])
+
+
+def letter(path: Path) -> None:
+    path.write_bytes(b"%PDF-1.4 a letter")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+HOSTILE = {
+    bomb: ("error_unsafe", "times its size"),
+    climbing: ("error_unsafe", "climbs out"),
+    linked: ("error_unsafe", "symbolic link"),
+    cut: ("error_damaged", "ends early"),
+    letter: ("error_unsupported", "no CT scan"),
+    empty: ("error_unsupported", "no CT scan"),
+}
+
+
+@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
+def test_a_hostile_upload_is_refused_with_its_reason_and_leaves_nothing(make, intake: Intake, tmp_path: Path) -> None:
+    path = tmp_path / f"{SECRET}{'.nii.gz' if make is cut else '.zip'}"
+    make(path)
+    key, reason = HOSTILE[make]
+    with pytest.raises(UploadError, match=key) as told:
+        read(intake, path)
+    assert reason in told.value.detail
+    assert SECRET not in str(told.value)
+    assert not list(intake.work.iterdir())
+    assert not (tmp_path.parent / "outside").exists()
+
+
+def test_too_many_files_and_none_are_refused(intake: Intake) -> None:
+    with pytest.raises(UploadError, match="error_too_many_files"):
+        intake.take([f"{number}" for number in range(1001)])
+    with pytest.raises(UploadError, match="error_no_file"):
+        intake.take([])
+    with pytest.raises(UploadError, match="error_upload_gone"):
+        intake.take(["nowhere"])
+
+
+def test_the_memory_of_scans_is_bounded_and_drops_the_least_recently_used() -> None:
+    size = phantom_volume().hu.nbytes
+    cache = ScanCache(max_bytes=2 * size, max_scans=10)
+    for key in ("a", "b"):
+        cache.put(Scan(key=key, volume=phantom_volume(), read_seconds=0.0))
+    assert cache.get("a") is not None
+    cache.put(Scan(key="c", volume=phantom_volume(), read_seconds=0.0))
+    assert [cache.get(key) is not None for key in ("a", "b", "c")] == [True, False, True]
+    few = ScanCache(max_scans=1)
+    for key in ("a", "b"):
+        few.put(Scan(key=key, volume=phantom_volume(), read_seconds=0.0))
+    assert few.get("a") is None
+
+
+def test_what_was_left_behind_is_swept_away_once_it_is_old(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    long_ago = time.time() - 1000
+    for path in (tmp_path / "old" / "file", tmp_path / "old"):
+        os.utime(path, (long_ago, long_ago))
+    sweep(tmp_path, time.time(), 900)
+    sweep(tmp_path, time.time() + 1e6, 2e6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"] or not (tmp_path / "old").exists()
+    assert not (tmp_path / "old" / "file").exists()
+    assert (tmp_path / "new" / "file").exists()
