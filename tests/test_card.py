@@ -45,8 +45,8 @@ def test_the_tables_hold_the_numbers_of_the_files_and_nothing_that_stood_there()
     assert "old: 1" not in card
     assert "0.999" not in card
     assert rows(card, "findings")[2:] == [
-        ["Pleural effusion", "0.950 (0.900 to 1.000)", ""],
-        ["Lung nodule", "0.701 (0.651 to 0.751)", "-"],
+        ["Pleural effusion", "100", "0.950 (0.900 to 1.000)", ""],
+        ["Lung nodule", "100", "0.701 (0.651 to 0.751)", "-"],
     ]
     assert rows(card, "methods")[2:] == [
         ["**this checkpoint**", "0.826 (0.776 to 0.876)", "", "", "", "0.610 (0.560 to 0.660)"],

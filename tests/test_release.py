@@ -222,14 +222,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (checkpoint / "run.json").write_text(json.dumps(RUN))
     card = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", (ROOT / "model_card.md").read_text())  # pictures of the real checkpoint
     (root / "model_card.md").write_text(fill_card(card, METRICS, RUN))
-    write_space(root / "space")
+    write_space(root)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=root, check=True)
     return root
 
 
-def write_space(space: Path) -> None:
-    """A Space that fetches its viewer without a network."""
+def write_space(root: Path) -> None:
+    """A Space that brings its viewer and its gallery without a network and in no time."""
+    space = root / "space"
     shutil.rmtree(space, ignore_errors=True)
     space.mkdir()
     header = "---\ntitle: CTFM\nsdk: gradio\nsdk_version: 6.31.0\napp_file: app.py\n---\n# CTFM\n"
@@ -237,15 +238,23 @@ def write_space(space: Path) -> None:
     (space / "app.py").write_text("print('a Space')\n")
     (space / "notes.log").write_text("not for the Hub")
     (space / "requirements.txt").write_text("gradio==6.31.0\n")
-    fetch = (
+    (space / "fetch_viewer.py").write_text(
         "from pathlib import Path\nPath('static').mkdir(exist_ok=True)\nPath('static/viewer.js').write_text('viewer')\n"
     )
-    (space / "fetch_viewer.py").write_text(fetch)
+    (root / "train" / "gallery.py").write_text(
+        "import hashlib, json, random, sys\nfrom pathlib import Path\n"
+        "checkpoint, out = Path(sys.argv[2]), Path(sys.argv[4]) / 'gallery'\nout.mkdir(exist_ok=True)\n"
+        "weights = hashlib.sha256((checkpoint / 'model.safetensors').read_bytes()).hexdigest()\n"
+        "(out / 'gallery.json').write_text(json.dumps({'weights': weights, 'another_time': random.random()}))\n"
+    )
+    with (root / ".gitignore").open("a") as file:
+        file.write("/space/static/\n/space/gallery/\n")
 
 
 @pytest.fixture
 def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(release, "ROOT", project)
+    monkeypatch.setenv("PYTHONPATH", str(project.parent))
     return project
 
 
@@ -275,9 +284,14 @@ def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
     data = {*release.CHECKPOINT_FILES, "README.md", "LICENSE"}
     protocols = {f"protocols/{path.name}" for path in (ROOT / "train" / "protocols").glob("*.json")}
     assert files["model"] == data | CODE | protocols | {"metrics.json", "run.json"}
-    roles = {f"{name}_trialreport.py" for name in ("configuration", "modeling", "processing")}
-    assert files["report"] == data | roles | {"calibration.json", "results.json", "data_card.md"}
-    own = {"README.md", "app.py", "requirements.txt", "fetch_viewer.py", "static/viewer.js", "model.json"}
+    code = {f"{name}_trialreport.py" for name in ("configuration", "modeling", "processing")}
+    code |= {"__init__.py", "check.py", "render.py", "checklist.py", "documents.py", "elements.py"}
+    figures = {"calibration.json", "results.json", "data_card.md", "report.html", "report.schema.json"}
+    assert files["report"] >= data | code | figures
+    assert {name for name in files["report"] - data - code - figures if not name.endswith(".py")} == set()
+    assert files["report"].isdisjoint({"train.py", "crossfold.py", "evaluate.py", "corpora.py"})
+    own = {"README.md", "app.py", "requirements.txt", "fetch_viewer.py", "model.json"}
+    own |= {"static/viewer.js", "gallery/gallery.json"}
     assert files["space"] == own
     weights = tmp_path / "model" / "model.safetensors"
     assert f"{weights.stat().st_size:,}  model.safetensors" in printed

@@ -104,12 +104,15 @@ def findings_table(metrics: Metrics) -> str:
         "Wrong of those": "abstention/{}/error",
     }
     ways = {name: key for name, key in ways.items() if any(key.format(finding) in metrics for finding in findings)}
-    rows = [[name, *(cell(metrics.get(key.format(name))) for key in ways.values())] for name in findings]
+    rows = [
+        [name, str(auroc["n"]), *(cell(metrics.get(key.format(name))) for key in ways.values())]
+        for name, auroc in findings.items()
+    ]
     failing = [name for name, auroc in findings.items() if auroc["value"] < LEAST_AUROC]
     verdict = (
         f"Failing, below {LEAST_AUROC}: {', '.join(failing)}." if failing else f"No finding is below {LEAST_AUROC}."
     )
-    return f"{table(('Finding', *ways), rows)}\n{verdict}\n"
+    return f"{table(('Finding', 'n', *ways), rows)}\n{verdict}\n"
 
 
 def details_table(metrics: Metrics) -> str:

@@ -94,6 +94,11 @@ def read_version() -> str:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 # ---- folders ----
 
 
@@ -106,7 +111,7 @@ def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:
 
 
 def copy_code(classes: Iterable[str], source: Path, folder: Path) -> None:
-    """The files of `"module.Class"` names, and every sibling that they import, directly or not."""
+    """The files of `"module"` or `"module.Class"` names, and every sibling that they import, directly or not."""
     files = {source / f"{name.split('.')[0]}.py" for name in classes}
     files |= {Path(found) for file in files for found in get_relative_import_files(file)}
     copy_files(sorted(file.name for file in files), source, folder)
@@ -161,17 +166,30 @@ def stage_report(package: Package, tag: str) -> None:
     for name, classes in REPORT_CLASSES.items():
         add_to_json(package.folder / name, {"auto_map": classes})
         copy_code(classes.values(), source, package.folder)
-    copy_files(["results.json", "data_card.md"], source, package.folder)
+    copy_code(
+        ["__init__", "check", "render"], source, package.folder
+    )  # the whole checker, which the Space runs from there
+    copy_files(["report.html", "report.schema.json", "results.json", "data_card.md"], source, package.folder)
     copy_files(["LICENSE"], ROOT, package.folder)
     write_card(source / "model_card.md", package, tag)
 
 
-def stage_space(package: Package) -> None:
-    """The Space with its viewer, which npm brings; without it the Space serves its own plain one, and the log says so."""
+def bring_space(checkpoint: Path) -> None:
+    """What `make space` brings: the viewer, by npm (without it the Space serves its own plain one), examples and a gallery.
+
+    A gallery of these weights stays as it is, so that a repeated release has the same files.
+    """
     subprocess.run([sys.executable, "fetch_viewer.py"], cwd=ROOT / "space", check=True)
-    names = {
-        path.relative_to(ROOT / "space").as_posix() for glob in SPACE_FILES for path in (ROOT / "space").glob(glob)
-    }
+    index = ROOT / "space" / "gallery" / "gallery.json"
+    if not index.is_file() or json.loads(index.read_text())["weights"] != sha256(checkpoint / "model.safetensors"):
+        command = [sys.executable, "-m", "ctfm.train.gallery", "--checkpoint", str(checkpoint.absolute())]
+        subprocess.run([*command, "--out", str(ROOT / "space")], cwd=ROOT, check=True)
+
+
+def stage_space(package: Package, checkpoint: Path) -> None:
+    bring_space(checkpoint)
+    found = [path for glob in SPACE_FILES for path in (ROOT / "space").glob(glob) if path.is_file()]
+    names = {path.relative_to(ROOT / "space").as_posix() for path in found}
     copy_files(sorted(names | {"app.py", "README.md", "requirements.txt"}), ROOT / "space", package.folder)
 
 
@@ -208,7 +226,7 @@ def stage(release: Release, tag: str) -> list[Package]:
             raise ReleaseError("The Space is pinned to a commit of the model; give --model as well.")
         packages.append(Package(repo=release.space, kind="space", folder=release.out / "space"))
         packages[-1].folder.mkdir(parents=True)
-        stage_space(packages[-1])
+        stage_space(packages[-1], release.checkpoint)
         pin_space(packages[-1], {package.folder.name: (package.repo, tag) for package in packages[:-1]})
     for package in packages:
         for name, file in package.files().items():
@@ -301,8 +319,7 @@ def is_same(path: Path, entry: RepoFile) -> bool:
     if path.stat().st_size != entry.size:
         return False
     if entry.lfs is not None:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
+        return sha256(path) == entry.lfs.sha256
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob_id
 
