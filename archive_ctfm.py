@@ -19,6 +19,7 @@ from typing import BinaryIO, Protocol
 from .scan_ctfm import DamagedFileError, UnsafeFileError, VolumeError
 
 MAX_FILES = 50_000
+MAX_ENTRY_BYTES = 400  # of a member in the list of a zip, its path included; 46 and the path are the least
 MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 2**20
@@ -141,7 +142,7 @@ def _is_bare_dicom(head: bytes) -> bool:
 def list_files(folder: Path) -> list[Path]:
     """Every plain file under a folder in a fixed order; links to folders are not followed."""
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
@@ -156,9 +157,14 @@ def list_files(folder: Path) -> list[Path]:
     return files
 
 
+def _refuse(error: OSError) -> None:
+    raise error  # a folder that cannot be opened may hold half of the scan
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a zip into an empty folder, after every member was checked."""
     try:
+        _check_directory(archive)
         with zipfile.ZipFile(archive) as zipped:
             members = zipped.infolist()
             _check_archive(archive, members)
@@ -176,6 +182,24 @@ def unpack(archive: Path, folder: Path) -> None:
             file=archive.name,
             cure="Unpack it with another program and pass the folder.",
         ) from None
+
+
+def _check_directory(archive: Path) -> None:
+    """Refuses a list of members too long to be taken into memory; its length stands at the end of a zip."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - 2**16 - 200))
+        end = file.read()
+    size = 0
+    for magic, code, at in (
+        (b"PK\x05\x06", "<I", 12),
+        (b"PK\x06\x06", "<Q", 40),
+    ):  # the second where sizes need 64 bits
+        found = end.rfind(magic)
+        if 0 <= found <= len(end) - at - 8:
+            (stated,) = struct.unpack_from(code, end, found + at)
+            size = max(size, 0 if stated == 0xFFFFFFFF else stated)
+    if size > MAX_FILES * MAX_ENTRY_BYTES:
+        raise UnsafeFileError(f"more than {MAX_FILES} members", file=archive.name, value=f"a list of {size} bytes")
 
 
 def _check_archive(archive: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -25,6 +25,7 @@ from .scan_ctfm import (
     GeometryError,
     UnsupportedFormatError,
     VolumeError,
+    check_rescale,
     check_shape,
 )
 
@@ -109,7 +110,8 @@ COLLISION_TAGS = {
     "content time": 0x0008_0033,
     "series time": 0x0008_0031,
 }
-TIME_NAMES = ("acquisition time", "acquisition datetime", "frame datetime", "content time", "trigger time")
+START_NAMES = ("acquisition time", "acquisition datetime", "frame datetime")  # when a slice was scanned
+IMAGE_TIME_NAMES = ("content time", "trigger time")  # when it was reconstructed, or since the heart beat
 
 PATIENT_TAGS = (0x0010_0020, 0x0010_0010, 0x0010_0030)
 # fmt: off
@@ -455,8 +457,7 @@ def _read_place(header: _Header, frame: int) -> tuple:
     orientation = (*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist())
     slope = (header.numbers(0x0028_1053, 1, frame) or (1.0,))[0]
     intercept = (header.numbers(0x0028_1052, 1, frame) or (0.0,))[0]
-    if slope <= 0 or abs(slope) > 1e4 or abs(intercept) > 1e6:
-        raise DamagedFileError("absurd rescale slope or intercept", file=file, value=f"{slope:g}, {intercept:g}")
+    check_rescale(slope, intercept, file)
     if header.items(0x0028_3000):
         raise UnsupportedFormatError("a lookup table instead of rescale slope and intercept", file=file)
     return position, orientation, pixel_spacing, slope, intercept

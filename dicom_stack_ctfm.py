@@ -1,7 +1,7 @@
 """`Slice`s -> stacks that belong together, and the one stack to read. Nothing is merged that the headers tell apart.
 
 - A stack has one patient, study, series, frame of reference, orientation, size, pixel spacing and kernel. Slices that
-  overlap are split by acquisition, time point, contrast, energy, ...; `uid#2` names the second stack of a series.
+  overlap are split by acquisition, time, contrast, energy, ...; `uid#2` names the second stack of a series.
 - A stack is usable when it is CT in Hounsfield units with at least two positions. Localizers, secondary captures, colour,
   maps that are not in HU and other modalities never are. Reformats (MPR, MIP, ...) and stacks under `SHORT_STACK` slices
   are used only where nothing better is there. If more than one stack remains, the caller must choose.
@@ -9,12 +9,12 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .dicom_header_ctfm import ACQUISITION_TAGS, COLLISION_TAGS, NO_PLACE, TIME_NAMES, Slice
+from .dicom_header_ctfm import ACQUISITION_TAGS, COLLISION_TAGS, IMAGE_TIME_NAMES, NO_PLACE, START_NAMES, Slice
 from .scan_ctfm import AmbiguousSeriesError, GeometryError, NotCTError, SeriesInfo, VolumeError
 
 SHORT_STACK = 5
@@ -100,21 +100,27 @@ def _looks_alike(first: Slice, other: Slice) -> bool:
 def _split_acquisitions(group: list[Slice]) -> list[list[Slice]]:
     places = places_along_normal(group)
     collides = len(np.unique(places)) < len(group)
-    names = [*ACQUISITION_TAGS, *(COLLISION_TAGS if collides else ())]
+    parts = (
+        _split_by_value(group, places, ACQUISITION_TAGS)
+        or _split_passes(group, places, START_NAMES, collides)
+        or _split_by_value(group, places, COLLISION_TAGS if collides else START_NAMES)
+        or _split_passes(group, places, IMAGE_TIME_NAMES if collides else (), collides)
+    )
+    if not parts:
+        return [group]
+    return [split for part in parts for split in _split_acquisitions([group[index] for index in part])]
+
+
+def _split_by_value(group: list[Slice], places: np.ndarray, names: Iterable[str]) -> list[list[int]]:
+    """The first of these tags by whose values the slices fall into several stacks."""
     for name in names:
         parts: dict[bytes, list[int]] = defaultdict(list)
         for index, one in enumerate(group):
             parts[one.marks[name]].append(index)
-        if _are_acquisitions(parts, places):
-            return [
-                split for key in sorted(parts) for split in _split_acquisitions([group[index] for index in parts[key]])
-            ]
-    if collides:
-        for name in TIME_NAMES:
-            passes = _split_passes(group, places, name)
-            if passes:
-                return passes
-    return [group]
+        found = [parts[value] for value in sorted(parts)]
+        if _are_acquisitions(found, places):
+            return found
+    return []
 
 
 def places_along_normal(group: Sequence[Slice]) -> np.ndarray:
@@ -122,30 +128,61 @@ def places_along_normal(group: Sequence[Slice]) -> np.ndarray:
     return np.round(np.array([one.position for one in group]) @ group[0].normal / SAME_POSITION_MM).astype(np.int64)
 
 
-def _are_acquisitions(parts: dict[bytes, list[int]], places: np.ndarray) -> bool:
+def _are_acquisitions(parts: list[list[int]], places: np.ndarray) -> bool:
     """Several stacks, each more than a slice thick, that overlap. Those which only follow each other are one scan in steps."""
-    if len(parts) < 2 or any(len(np.unique(places[part])) < 2 for part in parts.values()):
+    if len(parts) < 2 or any(len(np.unique(places[part])) < 2 for part in parts):
         return False
-    ranges = sorted((int(places[part].min()), int(places[part].max())) for part in parts.values())
+    ranges = sorted((int(places[part].min()), int(places[part].max())) for part in parts)
     return any(second[0] <= first[1] for first, second in itertools.pairwise(ranges))
 
 
-def _split_passes(group: list[Slice], places: np.ndarray, name: str) -> list[list[Slice]]:
-    """Slices in order of time: a new pass begins where a place comes again. Empty where that does not explain them."""
-    times = [one.marks[name].strip(b"\0 ") for one in group]
-    if not all(time.replace(b".", b"", 1).isdigit() for time in times) or len(set(times)) < 2:
-        return []
+def _split_passes(group: list[Slice], places: np.ndarray, names: Iterable[str], collides: bool) -> list[list[int]]:
+    """Slices in order of one of these times: a new pass begins where a place comes again or, if none ever does, where the
+    table turns back. Empty where that does not explain them."""
+    for name in names:
+        times = [one.marks[name].strip(b"\0 ") for one in group]
+        if not all(time.replace(b".", b"", 1).isdigit() for time in times) or len(set(times)) < 2:
+            continue
+        ordered = sorted(range(len(group)), key=lambda index: (float(times[index]), int(places[index])))
+        passes = _repeats(ordered, places) if collides else _turns(ordered, places, times)
+        if min(len(one) for one in passes) >= max(3, len(passes[0]) // 2) and _are_acquisitions(passes, places):
+            return passes
+    return []
+
+
+def _repeats(ordered: list[int], places: np.ndarray) -> list[list[int]]:
     passes: list[list[int]] = [[]]
     seen: set[int] = set()
-    for index in sorted(range(len(group)), key=lambda index: (float(times[index]), int(places[index]))):
+    for index in ordered:
         if int(places[index]) in seen:
             passes.append([])
             seen = set()
         passes[-1].append(index)
         seen.add(int(places[index]))
-    if min(len(one) for one in passes) < max(3, len(passes[0]) // 2):
-        return []
-    return [[group[index] for index in one] for one in passes]
+    return passes
+
+
+def _turns(ordered: list[int], places: np.ndarray, times: list[bytes]) -> list[list[int]]:
+    """Slices of one time were taken together and count as one place, their middle. Where the table turned before a pass was
+    over or after the next had begun, the pauses say."""
+    blocks = [list(block) for _, block in itertools.groupby(ordered, key=lambda index: times[index])]
+    moments = [float(times[block[0]]) for block in blocks]
+    middles = [float(places[block].mean()) for block in blocks]
+    passes: list[list[int]] = [list(blocks[0])]
+    direction = 0.0
+    for number in range(1, len(blocks)):
+        step = float(np.sign(middles[number] - middles[number - 1]))
+        if step * direction < 0:
+            passes.append([])
+            direction = 0.0
+            if moments[number - 1] - moments[number - 2] > moments[number] - moments[number - 1]:
+                del passes[-2][-len(blocks[number - 1]) :]
+                passes[-1] += blocks[number - 1]
+                direction = step
+        else:
+            direction = step
+        passes[-1] += blocks[number]
+    return passes
 
 
 def _by_position(group: Sequence[Slice]) -> list[Slice]:

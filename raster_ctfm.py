@@ -25,6 +25,7 @@ from .scan_ctfm import (
     UnsupportedFormatError,
     VolumeSource,
     check_affine,
+    check_rescale,
     check_shape,
 )
 
@@ -195,6 +196,13 @@ def _element_type(types: dict[str, str], name: str, file: str) -> str:
     return types[name]
 
 
+def _text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
 def _data_path(name: str, header: Path, folder: Path) -> Path:
     """A detached data file: a plain file inside the folder of its header."""
     if not name or any(char in name for char in "\0\\:"):
@@ -310,8 +318,7 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
     slope, intercept = fields.slope, fields.intercept
     if slope == 0 or not np.isfinite(slope):
         slope, intercept = 1.0, 0.0  # the standard: no scaling
-    if not np.isfinite(intercept):
-        raise DamagedFileError("the intercept is not a number", file=name, value=intercept)
+    check_rescale(slope, intercept, name)
     data_start = header_size + 4
     if not np.isfinite(fields.offset) or fields.offset < 0 or fields.offset > 2**26:
         raise DamagedFileError("absurd offset of the voxel data", file=name, value=fields.offset)
@@ -441,7 +448,7 @@ def _meta_tags(path: Path) -> tuple[dict[str, str], int]:
     end = 0
     for line in head.splitlines(keepends=True):
         end += len(line)
-        key, equals, value = line.decode("latin-1").partition("=")
+        key, equals, value = _text(line).partition("=")
         if not equals:
             if line.strip():
                 break
@@ -509,7 +516,7 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
     end = 0
     for line in head.splitlines(keepends=True):
         end += len(line)
-        text = line.decode("latin-1").strip()
+        text = _text(line).strip()
         if not text:
             return fields, end
         key, colon, value = text.partition(": ")

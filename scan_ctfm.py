@@ -171,7 +171,7 @@ class HounsfieldStack:
     def put(self, start: int, values: np.ndarray) -> None:
         """Writes `values` `(m, rows, columns)` at slice `start`."""
         if values.dtype.kind == "f":
-            values = self._finite(values)
+            values = self._finite(values.astype(np.float32) if values.dtype.itemsize < 4 else values)
         stop = start + len(values)
         if self.array.dtype == np.int16 and not _fits_int16(values):
             self.array = self.array.astype(np.float32)
@@ -203,6 +203,12 @@ def check_shape(shape: tuple[int, ...], file: str) -> tuple[int, int, int]:
     if min(first, second, third) < 1 or first * second * third > MAX_VOXELS:
         raise DamagedFileError("absurd image size", file=file, value=shape, cure="The header is damaged or no CT scan.")
     return first, second, third
+
+
+def check_rescale(slope: float, intercept: float, file: str) -> None:
+    """Refuses a slope and an intercept that no scanner writes."""
+    if not 0 < slope <= 1e4 or not abs(intercept) <= 1e6:
+        raise DamagedFileError("absurd rescale slope or intercept", file=file, value=f"{slope:g}, {intercept:g}")
 
 
 def check_affine(affine: np.ndarray, file: str) -> None:

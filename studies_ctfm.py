@@ -28,7 +28,7 @@ def find_scans(root: Path) -> list[tuple[Path, str | None]]:
     homes: dict[tuple[str, str, str], dict[Path, list[str]]] = defaultdict(dict)  # series -> folder -> its stacks there
     damaged: set[Path] = set()
     for folder, files in _walk(root):
-        kinds = {file: tell_kind(file) for file in files}
+        kinds = {file: _kind(file) for file in files}
         whole = [
             file for file, kind in kinds.items() if kind in (*RASTERS, "zip") or file.name.lower().endswith(ENDINGS)
         ]
@@ -53,6 +53,13 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     for folder, _, names in os.walk(root):
         files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
         yield Path(folder), [file for file in files if file.is_file()]
+
+
+def _kind(file: Path) -> str:
+    try:
+        return tell_kind(file)
+    except OSError:
+        return "dicom"  # it may be one, and then its series is not whole
 
 
 def _stacks(slices: dict[Path, str], folder: Path, damaged: set[Path]) -> list[Stack]:

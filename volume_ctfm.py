@@ -12,9 +12,12 @@ millimetres in the NIfTI world (RAS+: x to the right, y to the front, z to the h
 
 import gzip
 import itertools
+import re
 import struct
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,6 +61,8 @@ __all__ = [
 ]
 
 FILL_HU = -1500  # no tissue and no air; scanners fill the corners with -2000, -2048, -3024
+MIN_TISSUE_HU = -200  # fat is -100
+EIGHT_BITS = re.compile(r"u?int[1-8]")
 MAX_OBLIQUE_DEGREES = 30.0
 MAX_SHEAR_DEGREES = 0.5
 RASTERS = ("nifti", "metaimage", "nrrd")
@@ -169,8 +174,8 @@ def read_volume(source: Source, series_uid: str | None = None) -> Volume:
     if isinstance(source, Volume):
         return source
     if isinstance(source, tuple):
-        return _to_volume(_scan_from_array(*source))
-    with tempfile.TemporaryDirectory(prefix="ctfm-") as temporary:
+        return _to_volume(_scan_from_array(source))
+    with _readable(), tempfile.TemporaryDirectory(prefix="ctfm-") as temporary:
         path, files = _open_source(source, Path(temporary))
         return _to_volume(_read_files(path, files, series_uid or None))
 
@@ -211,7 +216,7 @@ def list_series(source: Source) -> list[SeriesInfo]:
     """
     if isinstance(source, Volume | tuple):
         return [_describe(read_volume(source), "")]
-    with tempfile.TemporaryDirectory(prefix="ctfm-") as temporary:
+    with _readable(), tempfile.TemporaryDirectory(prefix="ctfm-") as temporary:
         path, files = _open_source(source, Path(temporary))
         kinds = {file: tell_kind(file) for file in files}
         if "dicom" in kinds.values():
@@ -242,6 +247,17 @@ def _open_source(source: str | Path, temporary: Path) -> tuple[Path, list[Path]]
         return path, [path]
     unpack(path, temporary)
     return path, list_files(temporary)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What the system refuses (no permission, a broken disk) is an error of the scan like any other."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(str(error.filename or ""))
+        reason = error.strerror or type(error).__name__
+        raise VolumeError(f"the system cannot read it: {reason}", file=_name(path)) from None
 
 
 def _name(path: Path) -> str:
@@ -279,12 +295,20 @@ def _nothing_found(path: Path, kinds: dict[Path, str]) -> VolumeError:
         "no CT scan found",
         file=_name(path),
         value=found,
-        cure="DICOM, NIfTI, MetaImage and NRRD can be read; unpack inner archives.",
+        cure="Pass the folder that it stands in."
+        if path.name.upper() == "DICOMDIR"
+        else "DICOM, NIfTI, MetaImage and NRRD can be read; unpack inner archives.",
     )
 
 
-def _scan_from_array(array: np.ndarray, affine: np.ndarray) -> Scan:
-    array, affine = np.asarray(array), np.array(affine, np.float64)
+def _scan_from_array(given: tuple[np.ndarray, np.ndarray]) -> Scan:
+    if len(given) != 2:
+        raise UnsupportedFormatError("a tuple must be (array, affine)", value=f"{len(given)} parts")
+    array = np.asarray(given[0])
+    try:
+        affine = np.array(given[1], np.float64)
+    except (TypeError, ValueError):
+        raise GeometryError("the affine must be 4 x 4 and finite", value=type(given[1]).__name__) from None
     if array.dtype.kind not in "iuf":
         raise NotCTError("voxels must be whole or floating-point numbers", value=array.dtype)
     check_shape(array.shape, "")
@@ -317,7 +341,7 @@ def _describe(volume: Volume, series_uid: str) -> SeriesInfo:
 def _to_volume(scan: Scan) -> Volume:
     if min(scan.hu.shape) < 2:
         raise GeometryError("one slice is no volume", value=scan.hu.shape, cure="Pass the whole series.")
-    warnings = [*scan.warnings, *_check_values(scan.hu)]
+    warnings = [*scan.warnings, *_check_values(scan.hu, scan.source.stored_type)]
     axes, flips = _nearest_axes(scan.affine)
     source = replace(scan.source, orientation=_orientation_code(scan.affine))
     affine = scan.affine @ _reorder_matrix(axes, flips, scan.hu.shape)
@@ -368,7 +392,7 @@ def _orientation_code(affine: np.ndarray) -> str:
     return "".join(code)
 
 
-def _check_values(hu: np.ndarray) -> list[str]:
+def _check_values(hu: np.ndarray, stored_type: str) -> list[str]:
     """Refuses what is clearly no CT in Hounsfield units; warns of what hardly is."""
     low, high = float(hu.min()), float(hu.max())
     sample = hu[tuple(slice(None, None, max(1, size // 96)) for size in hu.shape[:2])].reshape(-1, hu.shape[2])
@@ -397,6 +421,10 @@ def _check_values(hu: np.ndarray) -> list[str]:
         )
     if _is_rescaled_twice(sample):
         warnings.append(f"Values are {values}: the rescale was probably applied twice; tissue lies about 1024 too low.")
+    elif high < MIN_TISSUE_HU:
+        warnings.append(f"No value is above {high:g}: there is no tissue, or the rescale is wrong.")
+    if EIGHT_BITS.fullmatch(stored_type) and not (low >= 0 and high <= 255):
+        warnings.append(f"Values were stored in 8 bits ({stored_type}): this looks like a windowed export.")
     return warnings
 
 

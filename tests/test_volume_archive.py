@@ -2,7 +2,9 @@
 
 import os
 import stat
+import struct
 import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -163,6 +165,46 @@ def test_two_members_of_one_name_are_refused(series: Path, scratch: Path) -> Non
         zipped.writestr("slice0000.dcm", b"other")
     with pytest.raises(DamagedFileError, match="cannot be unpacked"):
         read_volume(archive)
+
+
+def test_a_list_of_members_too_long_for_memory_is_refused_unread(tmp_path: Path, scratch: Path) -> None:
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    count = 1_000_000
+    listed = entry * count
+    ends = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(listed), 0)
+    ends += struct.pack("<4sIQI", b"PK\6\7", 0, len(listed), 1)
+    ends += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    (tmp_path / "many.zip").write_bytes(b"PK\3\4" + listed + ends)
+    tracemalloc.start()
+    with pytest.raises(UnsafeFileError, match="more than 50000 members"):
+        read_volume(tmp_path / "many.zip")
+    assert tracemalloc.get_traced_memory()[1] < 2**20 * 8
+    tracemalloc.stop()
+
+
+def test_a_folder_or_file_that_the_system_refuses_is_an_error_and_not_half_a_scan(
+    series: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (series / "closed").mkdir()
+    (series / "slice0003.dcm").rename(series / "closed" / "slice0003.dcm")
+    scandir = os.scandir
+
+    def refuse(folder: Path | int) -> object:
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refuse)
+        with pytest.raises(VolumeError, match="Permission denied"):
+            read_volume(series)
+    assert np.array_equal(read_volume(series).hu, HU)
+
+
+def test_a_dicomdir_alone_points_to_its_folder(series: Path) -> None:
+    (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(VolumeError, match="Pass the folder"):
+        read_volume(series / "DICOMDIR")
 
 
 def test_pipes_and_dangling_links_in_a_folder_are_passed_over(series: Path) -> None:

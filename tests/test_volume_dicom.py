@@ -506,6 +506,59 @@ def test_two_passes_are_split_by_time(tmp_path: Path) -> None:
     assert np.array_equal(read_volume(tmp_path, "1.2.3#2").hu, HU + 5)
 
 
+def interleave(
+    folder: Path, edit: Callable[[FileDataset, int, int], None], offset: float = 1.5, added: int = 5
+) -> Path:
+    """Two acquisitions in one series, the second `offset` mm above the first and `added` HU brighter."""
+    for number in range(2):
+
+        def place(data_set: FileDataset, index: int, number: int = number) -> None:
+            data_set.FrameOfReferenceUID, data_set.StudyInstanceUID = "1.9", "1.8"
+            data_set.ImagePositionPatient[2] = data_set.ImagePositionPatient[2] + number * offset
+            edit(data_set, number, index)
+
+        write(folder / str(number), place, hu=HU + np.int16(number * added), series_uid="1.2.3")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        lambda number, index: f"10{15 + 4 * number}00",
+        lambda number, index: f"{100000 + 300 * number + index}",
+        lambda number, index: f"{100000 + 300 * number + index // 4}",
+        lambda number, index: f"{100030 + 300 * number - index}",
+        lambda number, index: f"{100000 + (330 - index if number else index)}",
+    ],
+    ids=["one time each", "a time a slice", "a time for four slices", "both downwards", "there and back"],
+)
+@pytest.mark.parametrize(("name", "date"), [("AcquisitionTime", ""), ("AcquisitionDateTime", "20200101")])
+@pytest.mark.parametrize("offset", [0.0, 1.5])
+def test_acquisitions_on_or_between_each_other_are_split_by_time(
+    tmp_path: Path, name: str, date: str, time: Callable[[int, int], str], offset: float
+) -> None:
+    interleave(tmp_path, lambda data_set, number, index: setattr(data_set, name, date + time(number, index)), offset)
+    with pytest.raises(AmbiguousSeriesError, match=r"1\.2\.3#2"):
+        read_volume(tmp_path)
+    assert np.array_equal(read_volume(tmp_path, "1.2.3#1").hu, HU)
+    assert np.array_equal(read_volume(tmp_path, "1.2.3#2").hu, HU + 5)
+
+
+def test_acquisitions_between_each_other_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AmbiguousSeriesError, match="every other slice"):
+        read_volume(interleave(tmp_path, lambda data_set, number, index: None, added=100))
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("together", [1, 3, 24])
+def test_the_time_of_a_slice_does_not_split_one_acquisition(tmp_path: Path, direction: int, together: int) -> None:
+    def timed(data_set: FileDataset, index: int) -> None:
+        data_set.AcquisitionTime = f"{101530 + direction * (index // together)}"
+        data_set.ContentTime = f"{101700 + index * 7 % 5}"  # slices are reconstructed in any order
+
+    assert_is_phantom(read_volume(write(tmp_path, timed)))
+
+
 def test_steps_of_one_axial_scan_are_not_split(tmp_path: Path) -> None:
     def step(data_set: FileDataset, index: int) -> None:
         data_set.AcquisitionNumber = index // 4

@@ -190,7 +190,9 @@ def test_an_oblique_nifti_keeps_its_rotation_up_to_thirty_degrees(tmp_path: Path
         (84, "<f", (-1.0,)),
         (88, "<f", (float("nan"),)),
         (108, "<f", (1e30,)),
-        (116, "<f", (float("inf"),)),
+        (112, "<2f", (1.0, float("inf"))),
+        (112, "<2f", (1e30, 0.0)),
+        (112, "<2f", (-1.0, 0.0)),
         (280, "<4f", (0.0, 0.0, 0.0, 0.0)),
         (280, "<f", (float("nan"),)),
         (292, "<f", (float("inf"),)),
@@ -202,8 +204,6 @@ def test_an_oblique_nifti_keeps_its_rotation_up_to_thirty_degrees(tmp_path: Path
 def test_absurd_nifti_headers_are_refused(tmp_path: Path, at: int, code: str, values: tuple, ending: str) -> None:
     nib.save(nib.nifti1.Nifti1Image(LPS, LPS_AFFINE), tmp_path / "plain.nii")
     content = bytearray((tmp_path / "plain.nii").read_bytes())
-    if at == 116:
-        struct.pack_into("<f", content, 112, 1.0)
     struct.pack_into(code, content, at, *values)
     path = tmp_path / f"scan{ending}"
     path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
@@ -299,6 +299,16 @@ def test_big_endian_metaimage_and_nrrd_are_read(tmp_path: Path) -> None:
     nrrd += "space directions: (-1.25,0,0) (0,-1,0) (0,0,3)\nspace origin: (-30,40,-50)\nkey:=value: x\n\n"
     (tmp_path / "scan.nrrd").write_bytes(nrrd.encode() + data)
     assert_is_phantom(read_volume(tmp_path / "scan.nrrd"))
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_data_file_may_have_any_name(tmp_path: Path, ending: str, encoding: str) -> None:
+    path = tmp_path / f"scan{ending}"
+    sitk.WriteImage(itk_image(), path)
+    (tmp_path / "scan.raw").rename(tmp_path / "Größe 1.raw")
+    path.write_text(path.read_text().replace("scan.raw", "Größe 1.raw"), encoding)
+    assert_is_phantom(read_volume(path))
 
 
 @pytest.mark.parametrize(

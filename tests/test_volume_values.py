@@ -1,9 +1,11 @@
 """Arrays with an affine, the values that cannot be Hounsfield units, and the way back to the order on disk."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+from ctfm.train.dicom_series import write_dicom_series
 from ctfm.volume_ctfm import (
     AIR_HU,
     AmbiguousSeriesError,
@@ -130,6 +132,33 @@ def test_an_8_bit_window_is_suspected() -> None:
     windowed = np.clip((HU + 160.0) / 400 * 255, 0, 255).astype(np.uint8)
     assert "8-bit" in warnings_of(windowed)
     assert "windowed" in warnings_of(np.clip(HU, -160, 240))
+
+
+def test_values_without_tissue_are_suspected() -> None:
+    assert "there is no tissue" in warnings_of(np.clip(HU, -1024, -700))
+
+
+def test_values_stored_in_8_bits_are_suspected_whatever_their_rescale(tmp_path: Path) -> None:
+    def window(data_set, index: int) -> None:
+        hu = np.frombuffer(data_set.PixelData, "<i2") - 1024.0
+        data_set.PixelData = np.clip((hu + 1024) / 16, 0, 255).astype(np.uint8).tobytes()
+        data_set.BitsAllocated = data_set.BitsStored = 8
+        data_set.HighBit, data_set.PixelRepresentation = 7, 0
+        data_set["PixelData"].VR = "OB"
+        data_set.RescaleSlope = "16"
+
+    write_dicom_series(HU, AFFINE, tmp_path, edit=window)
+    assert "stored in 8 bits (uint8)" in " ".join(read_volume(tmp_path).warnings)
+
+
+@pytest.mark.parametrize("source", [(HU,), (HU, AFFINE, AFFINE), (HU, "RAS"), (HU, None)])
+def test_a_tuple_that_is_not_an_array_and_its_affine_is_refused(source: tuple) -> None:
+    with pytest.raises(VolumeError):
+        read_volume(source)
+
+
+def test_half_precision_is_read() -> None:
+    assert np.array_equal(read_volume((HU.astype(np.float16), AFFINE)).hu, HU)
 
 
 def test_unsigned_values_are_suspected() -> None:
