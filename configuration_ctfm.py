@@ -165,7 +165,7 @@ class CTFMConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = math.log(10)
     logit_bias_init_value: float | int = -10.0
     initializer_range: float = 0.02
-    calibration: dict[str, dict[str, float]] | None = None
+    calibration: dict[str, dict[str, float | int]] | None = None
     problem_type: str | None = "multi_label_classification"
     auto_map: dict[str, str] = field(
         default_factory=lambda: {

@@ -52,6 +52,13 @@ class CTFMBatchFeature(BatchFeature):
     geometry: tuple[CropGeometry, ...] = ()
     volumes: tuple[Volume, ...] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"geometry": self.geometry, "volumes": self.volumes}  # out of a worker process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.geometry, self.volumes = state["geometry"], state["volumes"]
+
 
 class CTFMImageProcessor(BaseImageProcessor):
     """Prepares CT scans for CTFM.
@@ -174,7 +181,7 @@ class CTFMImageProcessor(BaseImageProcessor):
             box = along_height @ box @ along_width.T
             out[number][tuple(part.inside for part in parts)] = box
 
-    def to_patient_space(self, maps: Tensor, inputs: CTFMBatchFeature) -> list[np.ndarray]:
+    def to_patient_space(self, maps: Tensor | np.ndarray, inputs: CTFMBatchFeature) -> list[np.ndarray]:
         """Brings maps over crops, patches or voxels back to each scan's own voxels.
 
         Args:
@@ -189,9 +196,13 @@ class CTFMImageProcessor(BaseImageProcessor):
         """
         if len(maps) != len(inputs.geometry):
             raise ValueError(f"maps of {len(maps)} scans do not belong to inputs of {len(inputs.geometry)}.")
-        if maps.ndim not in (2, 5):
-            raise ValueError(f"maps must have shape (b, g) or (b, g, d, h, w), not {tuple(maps.shape)}.")
-        maps = maps.detach().cpu()
+        num_crops = max(math.prod(geometry.crop_grid) for geometry in inputs.geometry)
+        if maps.ndim not in (2, 5) or maps.shape[1] != num_crops:
+            raise ValueError(
+                f"maps must have shape (b, g) or (b, g, d, h, w) with g = {num_crops}, not {tuple(maps.shape)}."
+            )
+        maps = torch.as_tensor(maps).detach().cpu()
+        maps = maps.float() if maps.dtype == torch.bfloat16 else maps  # numpy has no such type
         maps = maps[..., None, None, None] if maps.ndim == 2 else maps
         return [lay_on_scan(part, geometry) for part, geometry in zip(maps, inputs.geometry, strict=True)]
 
@@ -207,7 +218,7 @@ def resolve_spacing(spacing: Sequence[float] | str | None) -> list[float] | None
         spacing = SPACING_PRESETS[spacing]
     if spacing is None:
         return None
-    if len(spacing) != 3 or min(spacing) <= 0:
+    if len(spacing) != 3 or not all(0 < size < math.inf for size in spacing):
         raise ValueError(f"spacing {spacing} must be three positive numbers in mm (depth, height, width).")
     return [float(size) for size in spacing]
 

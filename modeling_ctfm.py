@@ -710,26 +710,34 @@ class CTFMModel(CTFMPreTrainedModel):
         dense, descriptors = vision_output.dense_features, vision_output.crop_embeds
         if dense is None or descriptors is None:
             raise ValueError("The vision output has no dense features; ask for output_dense_features=True.")
-        real = torch.ones_like(dense[:, :, 0, 0, 0, 0], dtype=torch.bool) if crop_mask is None else crop_mask.bool()
-        weights = real[:, :, None, None, None, None].to(dtype=dense.dtype)  # (b, g, 1, 1, 1, 1)
-        patches = dense.shape[2:5].numel()
-        mean = (dense * weights).sum((1, 2, 3, 4), keepdim=True) / (weights.sum(1, keepdim=True) * patches)
-        departures = ((dense - mean) * weights).detach()
+        counts = torch.ones_like(
+            dense[..., :1], dtype=torch.bool
+        )  # (b, g, d, h, w, 1), the patches that descriptors hold
+        if crop_mask is not None:
+            counts = counts & crop_mask.bool()[:, :, None, None, None, None]
+        if self.config.vision_config.air_patch_level is not None:
+            counts = counts & dense.any(-1, keepdim=True)  # patches of air were left out and are zero
+        mean = (dense * counts).sum((1, 2, 3, 4), keepdim=True) / counts.sum((1, 2, 3, 4), keepdim=True).clamp(min=1)
         cells = tuple(self.config.vision_config.pooled_grid)
         sizes = [n for size, count in zip(dense.shape[2:5], cells, strict=True) for n in (count, size // count)]
-        departures = departures.unflatten(4, sizes[4:]).unflatten(3, sizes[2:4]).unflatten(2, sizes[:2])
+        departures = ((dense - mean) * counts).flatten(2, 4).unflatten(2, sizes)  # -> (b, g, 3 x (cells, in a cell), e)
+        counts = counts.flatten(2, 4).unflatten(2, sizes).sum((3, 5, 7), keepdim=True).clamp(min=1)
         coordinates = self.vision_model.descriptor_coordinates(crop_grid, descriptors.shape[1])
-        with torch.enable_grad():
-            descriptors = descriptors.detach().requires_grad_()
-            features = self.vision_model.mix_descriptors(descriptors, coordinates, crop_mask).pooler_output
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):  # copies, since what inference mode made keeps no gradient
+            descriptors, directions = descriptors.detach().clone().requires_grad_(), directions.detach().clone()
+            mask = None if crop_mask is None else crop_mask.clone()
+            features = self.vision_model.mix_descriptors(descriptors, coordinates.clone(), mask).pooler_output
             embeds = nn.functional.normalize(self.visual_projection(features), dim=-1)
-            similarities = (embeds @ directions.detach().to(embeds).t()).sum(0)  # over scans, which do not mix
-            maps = []
-            for similarity in similarities:
-                (gradient,) = torch.autograd.grad(similarity, descriptors, retain_graph=True)
-                gradient = gradient[..., dense.shape[-1] :].unflatten(2, cells)  # (b, g, t, 2e) -> (b, g, 3 cells, e)
-                gradient = gradient[:, :, :, None, :, None, :, None] / (patches / math.prod(cells))
-                maps.append((gradient * departures).sum(-1).flatten(6, 7).flatten(4, 5).flatten(2, 3))
+            similarities = (embeds @ directions.to(embeds).t()).sum(0)  # over scans, which do not mix
+            gradients = [torch.autograd.grad(one, descriptors, retain_graph=True)[0] for one in similarities]
+        maps = []
+        for gradient in gradients:
+            gradient = gradient[..., dense.shape[-1] :].unflatten(2, cells)  # (b, g, t, 2e) -> (b, g, 3 cells, e)
+            gradient = gradient[:, :, :, None, :, None, :, None] / counts
+            maps.append((gradient * departures).sum(-1).flatten(6, 7).flatten(4, 5).flatten(2, 3).detach())
         return torch.stack(maps, 1)
 
     @can_return_tuple

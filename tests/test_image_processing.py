@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -215,7 +217,25 @@ def test_segmentation_logits_become_label_maps_on_each_scan() -> None:
     assert set(np.unique(maps[0])) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, "numpy", "gradient"])
+def test_maps_of_any_kind_come_back(kind) -> None:
+    inputs = processor()(scan())
+    values = torch.arange(8.0)[None]
+    maps = {"numpy": values.numpy(), "gradient": values.clone().requires_grad_()}.get(kind, values)
+    maps = maps.to(kind) if isinstance(kind, torch.dtype) else maps
+    expected = processor().to_patient_space(values, inputs)[0]
+    np.testing.assert_allclose(processor().to_patient_space(maps, inputs)[0], expected, rtol=0.01, atol=0.01)
+
+
 # ---- the object ----
+
+
+def test_the_way_back_survives_the_trip_out_of_a_worker_process_and_to_a_device() -> None:
+    inputs = processor()(scan())
+    for copied in (pickle.loads(pickle.dumps(inputs)), copy.deepcopy(inputs), inputs.to("cpu")):
+        assert torch.equal(copied.pixel_values, inputs.pixel_values)
+        assert copied.geometry[0].crop_grid == inputs.geometry[0].crop_grid
+        assert np.array_equal(copied.volumes[0].hu, inputs.volumes[0].hu)
 
 
 def test_processor_saves_and_loads_as_auto_image_processor(tmp_path) -> None:
@@ -239,6 +259,7 @@ def test_numpy_is_given_where_it_is_asked_for() -> None:
     [
         ({"crop_size": (8, 16)}, r"crop_size \[8, 16\]"),
         ({"spacing": (1.0, 0.0, 1.0)}, "three positive numbers in mm"),
+        ({"spacing": (1.0, math.nan, 1.0)}, "three positive numbers in mm"),
         ({"spacing": "finest"}, "scan, fine, coarse, native"),
         ({"intensity_window": (100, -100)}, r"\[100, -100\]"),
     ],
@@ -254,6 +275,8 @@ def test_maps_that_do_not_belong_to_the_inputs_are_refused() -> None:
         processor().to_patient_space(torch.zeros(2, 8), inputs)
     with pytest.raises(ValueError, match=r"\(b, g, d, h, w\)"):
         processor().to_patient_space(torch.zeros(1, 8, 2), inputs)
+    with pytest.raises(ValueError, match="g = 8"):
+        processor().to_patient_space(torch.zeros(1, 7), inputs)
     with pytest.raises(ValueError, match="does not lie on"):
         processor()(scan(), segmentations=[np.zeros((3, 3, 3), np.uint8)])
     with pytest.raises(ValueError, match="No scan"):

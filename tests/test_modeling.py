@@ -423,6 +423,34 @@ def test_a_text_map_says_what_every_patch_adds_to_the_similarity(pooled_grid: tu
     torch.testing.assert_close(lost, maps[scan, :, crop, d, h, w], rtol=1e-3, atol=1e-7)
 
 
+def test_a_text_map_is_the_same_in_inference_mode_and_leaves_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = CTFMModel(tiny_config()).eval()
+    crops, grid, mask = tiny_crops(scans=1), torch.tensor([[2, 2, 2]]), torch.ones(1, 8, dtype=torch.bool)
+    maps = []
+    for context in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with context():
+            output = model.get_image_features(crops, grid, mask, output_dense_features=True)
+            maps.append(model.get_text_maps(output, grid, mask, torch.ones(1, 24)))
+            assert not maps[-1].requires_grad
+    for other in maps[1:]:
+        torch.testing.assert_close(other, maps[0], rtol=1e-4, atol=1e-7)
+    outside = model.get_text_maps(output, grid, mask, torch.ones(1, 24))  # of what inference mode made
+    torch.testing.assert_close(outside, maps[0], rtol=1e-4, atol=1e-7)
+
+
+def test_a_text_map_of_encoded_body_alone_says_nothing_of_air() -> None:
+    torch.manual_seed(0)
+    model = CTFMModel(tiny_config(air_patch_level=0.05)).eval()
+    crops, grid = tiny_crops(scans=1), torch.tensor([[2, 2, 2]])
+    crops[0, 3, :, : crops.shape[3] // 2] = 0
+    with torch.no_grad():
+        output = model.get_image_features(crops, grid, output_dense_features=True)
+        maps = model.get_text_maps(output, grid, None, torch.ones(1, 24))
+    assert not maps[0, 0, 3, 0].any()
+    assert maps[0, 0, 3, 1].all()
+
+
 def test_a_text_map_needs_dense_features() -> None:
     model = CTFMModel(tiny_config()).eval()
     grid = torch.tensor([[2, 2, 2]])
