@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -109,6 +110,7 @@ def embed(scans: Sequence[Path], out: Path, model_id: str, spacing: str | None, 
     """Writes one safetensors file a scan and `manifest.csv`; what is done already is not done again."""
     out.mkdir(parents=True, exist_ok=True)
     model, processor, name = load(model_id)
+    weights = [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(model_id).glob("*.safetensors"))]
     manifest = Manifest(out / "manifest.csv")
     failed = 0
     found = [one for scan in scans for one in (find_scans(scan) if scan.is_dir() else [(scan, None)])]
@@ -117,7 +119,7 @@ def embed(scans: Sequence[Path], out: Path, model_id: str, spacing: str | None, 
             "there is no scan", value=", ".join(scan.name for scan in scans), cure="Give a folder or a file."
         )
     for scan, series_uid in tqdm(found, desc="embed", unit="scan", disable=not sys.stderr.isatty()):
-        settings = (name, spacing or processor.spacing, dense)
+        settings = (name, weights, spacing or processor.spacing, dense)
         key = fingerprint(scan, series_uid, settings)
         file = out / f"{key}.safetensors"
         if manifest.is_done(scan, series_uid, file.name) and file.is_file():
@@ -189,12 +191,16 @@ class Manifest:
         self.path = path
         self.rows: dict[tuple[str, str], dict[str, str]] = {}
         if path.is_file():
-            with path.open(newline="") as file:
+            with self._open(path, "r") as file:
                 for row in csv.DictReader(file):
-                    self.rows[row["scan"], row["series"]] = row
-        else:
-            with path.open("w", newline="") as file:
-                csv.DictWriter(file, MANIFEST_FIELDS).writeheader()
+                    if list(row) == MANIFEST_FIELDS and None not in row.values():  # else torn, by a run that was killed
+                        self.rows[row["scan"], row["series"]] = row
+        self.tidy()
+
+    @staticmethod
+    def _open(path: Path, mode: str) -> TextIO:
+        """A file name need not be UTF-8."""
+        return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
 
     def is_done(self, scan: Path, series_uid: str | None, features: str) -> bool:
         row = self.rows.get((str(scan), series_uid or ""), {})
@@ -203,12 +209,12 @@ class Manifest:
     def add(self, row: Mapping[str, object]) -> None:
         full = {name: str(row.get(name, "")) for name in MANIFEST_FIELDS}
         self.rows[full["scan"], full["series"]] = full
-        with self.path.open("a", newline="") as file:
+        with self._open(self.path, "a") as file:
             csv.DictWriter(file, MANIFEST_FIELDS).writerow(full)
 
     def tidy(self) -> None:
         partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
+        with self._open(partial, "w") as file:
             writer = csv.DictWriter(file, MANIFEST_FIELDS)
             writer.writeheader()
             writer.writerows(self.rows.values())
@@ -218,7 +224,11 @@ class Manifest:
 def load(model_id: str) -> tuple[PreTrainedModel, CTFMImageProcessor, str]:
     """A checkpoint from a folder or the Hub; without one, the architecture with random weights of seed 0."""
     if model_id != UNTRAINED:
-        return AutoModel.from_pretrained(model_id).eval(), AutoImageProcessor.from_pretrained(model_id), model_id
+        try:
+            model, processor = AutoModel.from_pretrained(model_id), AutoImageProcessor.from_pretrained(model_id)
+        except OSError as error:
+            raise OSError(f"no checkpoint {model_id}: {str(error).splitlines()[0]}") from error
+        return model.eval(), processor, model_id
     print(
         "ctfm: no checkpoint given, so the weights are RANDOM (seed 0) and the features mean nothing", file=sys.stderr
     )
@@ -337,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return demo(options.scan, options.out, options.model, options.series, options.spacing)
     except AmbiguousSeriesError as error:
         print(f"ctfm: {error}\nChoose one with --series UID.", file=sys.stderr)
-    except VolumeError as error:
+    except (VolumeError, OSError) as error:  # a scan, or a folder or checkpoint that is not there
         print(f"ctfm: {error}", file=sys.stderr)
     return 2
 

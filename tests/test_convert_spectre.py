@@ -24,6 +24,7 @@ from ctfm.train.convert_spectre import (
     convert_head,
     load_part,
     merge_lora,
+    save,
 )
 from ctfm.train.dicom_series import write_dicom_series
 from huggingface_hub import ModelCard
@@ -251,9 +252,24 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
             return (Path.touch, (marker,))
 
     torch.save({"weight": Attack()}, tmp_path / "attack.pt")
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+    with pytest.raises(ConversionError, match=r"weights_only|Weights only"):
         load_part(str(tmp_path / "attack.pt"))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])
+def test_a_damaged_file_is_refused_with_its_name(published: SpectreFiles, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(Path(published.backbone).read_bytes()[:1000])
+    with pytest.raises(ConversionError, match=rf"{name} cannot be read"):
+        load_part(str(tmp_path / name))
+
+
+def test_scans_are_prepared_as_the_parts_were_trained(published: SpectreFiles, tmp_path: Path) -> None:
+    alone = SpectreFiles(backbone=published.backbone)
+    for files, spacing in ((alone, [1.0, 0.5, 0.5]), (published, [1.5, 0.75, 0.75])):
+        save(convert(files), files, tmp_path / str(spacing[0]), None)
+        assert CTFMImageProcessor.from_pretrained(tmp_path / str(spacing[0])).spacing == spacing
+        assert " x ".join(map(str, spacing)) in (tmp_path / str(spacing[0]) / "README.md").read_text()
 
 
 def test_lora_is_merged_at_alpha_over_rank() -> None:

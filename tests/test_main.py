@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +119,61 @@ def test_embed_does_nothing_twice_and_what_changed_again(tmp_path: Path, checkpo
     assert main([*arguments, "--spacing", "coarse"]) == 0
     assert len(rows(out)) == 1
     assert len(list(out.glob("*.safetensors"))) == 3
+
+
+def test_embed_resumes_after_a_run_that_was_killed_while_it_wrote(tmp_path: Path, checkpoint: Path) -> None:
+    scan, out = tmp_path / "scan.nii", tmp_path / "out"
+    phantom_volume().to_nifti(scan)
+    arguments = ["embed", str(scan), "--out", str(out), "--model", str(checkpoint)]
+    assert main(arguments) == 0
+    (first,) = rows(out)
+    whole = (out / "manifest.csv").read_text()
+    for torn in ("", whole[:-20], whole + whole.splitlines()[1][:9], "other,columns\n1,2\n"):
+        (out / "manifest.csv").write_text(torn)
+        assert main(arguments) == 0
+        assert [row["features"] for row in rows(out)] == [first["features"]]
+
+
+def test_embed_takes_any_file_name_and_goes_on(tmp_path: Path, checkpoint: Path) -> None:
+    phantom_volume().to_nifti(_made(tmp_path / "studies" / "scan.nii"))
+    os.rename(tmp_path / "studies" / "scan.nii", os.fsencode(tmp_path / "studies") + b"/caf\xe9.nii")
+    phantom_volume().to_nifti(tmp_path / "studies" / "größe.nii")
+    for _ in range(2):
+        assert (
+            main(["embed", str(tmp_path / "studies"), "--out", str(tmp_path / "out"), "--model", str(checkpoint)]) == 0
+        )
+        written = (tmp_path / "out" / "manifest.csv").read_bytes()
+        assert written.count(b"caf\xe9.nii") == written.count("größe.nii".encode()) == 1
+
+
+def test_other_weights_in_the_same_folder_give_other_features(tmp_path: Path, checkpoint: Path) -> None:
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    shutil.copytree(checkpoint, tmp_path / "model")
+    arguments = [
+        "embed",
+        str(tmp_path / "scan.nii"),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(tmp_path / "model"),
+    ]
+    assert main(arguments) == 0
+    (before,) = rows(tmp_path / "out")
+    CTFMVisionModel(tiny_config().vision_config).save_pretrained(tmp_path / "model")
+    assert main(arguments) == 0
+    (after,) = rows(tmp_path / "out")
+    assert before["features"] != after["features"]
+
+
+def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    (tmp_path / "file").touch()
+    for out, model in ((tmp_path / "out", tmp_path / "nowhere"), (tmp_path / "file", checkpoint)):
+        capsys.readouterr()
+        assert main(["embed", str(tmp_path / "scan.nii"), "--out", str(out), "--model", str(model)]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1, said
+        assert said[0].startswith("ctfm: ")
 
 
 def test_embed_with_both_towers_also_writes_the_joint_space(tmp_path: Path) -> None:

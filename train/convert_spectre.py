@@ -20,9 +20,11 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, Qwen3Config
@@ -91,8 +93,11 @@ def load_part(source: str) -> Part:
         path = Path(hf_hub_download(f"{owner}/{repo}", file))
     if not path.is_file():
         raise ConversionError(f"{source} is not a file. Give a path, or hf://owner/repo/file.")
-    is_safe = path.suffix == ".safetensors"
-    tensors = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        is_safe = path.suffix == ".safetensors"
+        tensors = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConversionError(f"{path.name} cannot be read as weights: {str(error).splitlines()[0]}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ConversionError(
             f"{path.name} is no plain dictionary of tensors; training checkpoints are not published weights."
@@ -393,7 +398,13 @@ def write_card(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Pat
 def save(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, tokenizer: str | None) -> None:
     """Writes weights, code, processor and card to `out`, which `from_pretrained` then loads."""
     model.save_pretrained(out)
-    image_processor = CTFMImageProcessor(air_hu=-1000.0)  # SPECTRE saw the scanner's noise in air, so noise stays
+    vision_config = model.config.vision_config if isinstance(model, CTFMModel) else model.config
+    spacing = (
+        "fine" if vision_config.global_config is None else "scan"
+    )  # of self-supervision, of the reports' alignment
+    image_processor = CTFMImageProcessor(
+        spacing=spacing, air_hu=-1000.0
+    )  # SPECTRE saw scanner noise in air, so it stays
     if isinstance(model, CTFMModel) and tokenizer is not None:
         CTFMProcessor(image_processor, AutoTokenizer.from_pretrained(tokenizer, padding_side="left")).save_pretrained(
             out
