@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .archive_ctfm import MAX_RATIO, RATIO_FREE_BYTES
 from .scan_ctfm import AIR_HU, DamagedFileError, UnsupportedFormatError
 
 try:
@@ -44,7 +45,6 @@ SYNTAX_NAMES = {
     **dict.fromkeys(JPEG_LS, "JPEG-LS"),
     **dict.fromkeys(JPEG_2000, "JPEG 2000"),
 }
-MAX_INFLATED_BYTES = 4 * 2**30
 JPEG_SIZES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 
 
@@ -79,10 +79,10 @@ class PixelLayout:
 
 
 def inflate(packed: bytes, file: str) -> bytes:
-    """A deflated data set, bounded."""
+    """A deflated data set, bounded as a zip is."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        data = inflater.decompress(packed, MAX_INFLATED_BYTES)
+        data = inflater.decompress(packed, max(RATIO_FREE_BYTES, MAX_RATIO * len(packed)))
     except zlib.error:
         raise DamagedFileError("the deflated data set is damaged", file=file) from None
     if not inflater.eof:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .archive_ctfm import CHUNK_BYTES, BunzipStream, InflateStream, Stream
+from .archive_ctfm import CHUNK_BYTES, MAX_RATIO, BunzipStream, InflateStream, Stream
 from .scan_ctfm import (
     DamagedFileError,
     GeometryError,
@@ -31,7 +31,8 @@ from .scan_ctfm import (
 
 SLAB_BYTES = 2**24
 MAX_HEADER_BYTES = 2**16
-MAX_DEFLATE_RATIO = 1100  # deflate cannot do better than 1032
+MAX_DEFLATE_RATIO = 1100  # deflate cannot do better than 1032, and a label map of little but zero comes near
+RATIO_FREE_VOXEL_BYTES = 2**30
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
@@ -154,10 +155,10 @@ def _read_voxels(layout: Layout, file: str) -> HounsfieldStack:
 def _check_data_size(layout: Layout, expected: int, file: str) -> None:
     size = layout.data_file.stat().st_size
     if layout.compression:
-        if expected > size * MAX_DEFLATE_RATIO and layout.compression == "deflate":
-            raise DamagedFileError("the header announces more than the file can hold", file=file, value=layout.shape)
-        if expected > size * MAX_DEFLATE_RATIO * 50:
-            raise DamagedFileError("the header announces more than the file can hold", file=file, value=layout.shape)
+        if expected > size * (MAX_DEFLATE_RATIO if expected < RATIO_FREE_VOXEL_BYTES else MAX_RATIO):
+            raise DamagedFileError(
+                "the header announces more than a scan in this file can hold", file=file, value=layout.shape
+            )
     elif size - max(0, layout.offset) < expected:
         raise DamagedFileError(
             "the voxel data ends early",

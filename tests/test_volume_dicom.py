@@ -1,7 +1,9 @@
 """DICOM folders and files through `read_volume`: order, geometry, pixels, and the choice of one series."""
 
 import json
+import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -187,6 +189,22 @@ def test_uncompressed_transfer_syntaxes_agree(tmp_path: Path, syntax: str) -> No
             enforce_file_format=True,
         )
     assert_is_phantom(read_volume(tmp_path))
+
+
+def test_a_deflated_bomb_is_refused_before_it_fills_memory(tmp_path: Path) -> None:
+    write(tmp_path, hu=HU[:2])
+    for path in tmp_path.iterdir():
+        content = path.read_bytes().replace(b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x16\x001.2.840.10008.1.2.1.99")
+        start = 144 + int.from_bytes(content[140:144], "little") + 2
+        meta = content[:140] + (start - 144).to_bytes(4, "little") + content[144:start]
+        squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        packed = squeeze.compress(content[start:]) + b"".join(squeeze.compress(bytes(2**20)) for _ in range(400))
+        path.write_bytes(meta + packed + squeeze.flush())
+    tracemalloc.start()
+    with pytest.raises(DamagedFileError, match="deflated"):
+        read_volume(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    tracemalloc.stop()
 
 
 def compress_with_gdcm(path: Path, syntax: int, signed: bool) -> None:

@@ -225,6 +225,25 @@ def test_truncated_files_are_refused(tmp_path: Path, keep: int, ending: str) -> 
         read_volume(path)
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_a_header_that_announces_gigabytes_in_a_small_file_is_refused_unread(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"bomb{ending}"
+    if ending == ".nrrd":
+        header = (
+            "NRRD0004\ntype: short\ndimension: 3\nspace: LPS\nsizes: 1000 1000 1000\nencoding: bzip2\nendian: little\n"
+        )
+        header += "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\n\n"
+        path.write_bytes(header.encode() + bytes(2_000_000))
+    else:
+        nib.save(nib.nifti1.Nifti1Image(LPS, LPS_AFFINE), tmp_path / "plain.nii")
+        content = bytearray((tmp_path / "plain.nii").read_bytes())
+        struct.pack_into("<8h", content, 40, 3, 1000, 1000, 1000, 1, 1, 1, 1)
+        noise = np.random.default_rng(0).integers(0, 256, 2_000_000, np.uint8).tobytes()
+        path.write_bytes(gzip.compress(bytes(content[:352]) + noise))
+    with pytest.raises(DamagedFileError, match="announces more"):
+        read_volume(path)
+
+
 def test_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
     nib.save(nib.nifti1.Nifti1Image(LPS, LPS_AFFINE), tmp_path / "scan.nii.gz")
     content = bytearray((tmp_path / "scan.nii.gz").read_bytes())
