@@ -9,7 +9,7 @@ import yaml
 from ctfm.train.card import CardError, fill_card
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = ("model-index", "results", "methods", "findings", "details", "compute")
+BLOCKS = ("model-index", "results", "methods", "findings", "details", "real scans", "compute")
 CARD = "---\nlicense: mit\n# <!-- model-index -->\nold: 1\n# <!-- /model-index -->\n---\n# A model\n" + "".join(
     f"<!-- {name} -->\nold 0.999\n<!-- /{name} -->\n" for name in BLOCKS[1:]
 )
@@ -29,6 +29,7 @@ METRICS = {
     "calibration_before/ece": measured(0.3),
     "retrieval/text_to_image/R@10": measured(0.61, n=300),
     "retrieval/image_to_text/R@10": measured(0.62, n=1000),
+    "real_scans/side_auroc": measured(0.6, n=9),
     "baselines/random/zero_shot/macro_auroc": measured(0.51),
     "baselines/random/zero_shot/Lung nodule/auroc": measured(0.52),
 }
@@ -53,6 +54,7 @@ def test_the_tables_hold_the_numbers_of_the_files_and_nothing_that_stood_there()
         ["random", "0.510 (0.460 to 0.560)", "", "", "", ""],
     ]
     assert rows(card, "details")[2:] == [["`calibration_before/ece`", "0.300 (0.250 to 0.350)", "100"]]
+    assert rows(card, "real scans")[2:] == [["side auroc", "0.600 (0.550 to 0.650)", "9"]]
     assert rows(card, "compute")[2:] == [["recipe", "tiny"], ["hours", "1.5"]]
 
 

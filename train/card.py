@@ -121,9 +121,20 @@ def details_table(metrics: Metrics) -> str:
     rows = [
         (f"`{key}`", cell(value), str(value["n"]))
         for key, value in metrics.items()
-        if key not in aims and not key.startswith("baselines/") and findings.keys().isdisjoint(key.split("/"))
+        if key not in aims
+        and not key.startswith(("baselines/", "real_scans/"))
+        and findings.keys().isdisjoint(key.split("/"))
     ]
     return table(("Key in metrics.json", "Value (95 % interval)", "n"), rows)
+
+
+def real_scans_table(metrics: Metrics) -> str:
+    rows = [
+        (key.removeprefix("real_scans/").replace("_", " "), cell(value), str(value["n"]))
+        for key, value in metrics.items()
+        if key.startswith("real_scans/")
+    ]
+    return table(("", "Value (95 % interval)", "n"), rows) if rows else "Not looked at.\n"
 
 
 def compute_table(run: Mapping[str, object]) -> str:
@@ -162,6 +173,7 @@ def fill_card(text: str, metrics: Metrics, run: Mapping[str, object]) -> str:
         "methods": methods_table(metrics),
         "findings": findings_table(metrics),
         "details": details_table(metrics),
+        "real scans": real_scans_table(metrics),
         "compute": compute_table(run),
     }
     for name, block in blocks.items():
