@@ -61,7 +61,9 @@ def read_dicom(source: str, kinds: dict[Path, str], series_uid: str | None) -> S
                     cure="Export it again.",
                 )
             if other is not stack:
-                left_out[other.info.left_out_because or "other series"] += len(other.slices)
+                is_same = other.slices[0].series == stack.slices[0].series
+                told_apart = "other acquisition of the same series" if is_same else "other series"
+                left_out[other.info.left_out_because or told_apart] += len(other.slices)
         return _read_stack(stack, left_out)
 
 
@@ -111,7 +113,15 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
     num_duplicates = len(slices) - len(places)
     if num_duplicates:
         warnings.append(f"{num_duplicates} slices were there twice, with identical voxels; one of each was kept.")
-    if any(one.facts["rescale"] == "missing" for one in slices):
+    missing = [one for one in slices if one.facts["rescale"] == "missing"]
+    if 0 < len(missing) < len(slices):
+        raise NotCTError(
+            "slices of one series with and without rescale slope and intercept",
+            file=missing[0].pixels.path.name,
+            value=f"{len(missing)} of {len(slices)} without",
+            cure="Export the series again.",
+        )
+    if missing:
         warnings.append("The header gives no rescale slope and intercept; 1 and 0 were assumed.")
     warnings += _suspicions(slices[0])
     hu, affine, resampled = _fill_gaps(hu, affine, places, warnings)
@@ -308,7 +318,7 @@ def _describe_source(
         transfer_syntax=SYNTAX_NAMES.get(first.pixels.transfer_syntax, ""),
         rescale=rescale,
         manufacturer=first.facts["manufacturer"],
-        kernel=first.kernel,
+        kernel=max(one.kernel for one in slices),
         slice_thickness_mm=_float(first.facts["thickness"]),
         kvp=_float(first.facts["kvp"]),
         contrast=names_contrast(first),

@@ -69,6 +69,7 @@ def _split(slices: list[Slice]) -> list[list[Slice]]:
     hard: dict[tuple, list[list[Slice]]] = defaultdict(list)
     num_frames_of_reference = len({one.frame_of_reference for one in slices})
     stated = num_frames_of_reference <= len(slices) // 2  # some anonymisers give every slice its own
+    kernels = {one.kernel for one in slices if one.kernel}  # a slice that names none belongs to the only one
     for one in slices:
         pixels = one.pixels
         key = (
@@ -77,7 +78,7 @@ def _split(slices: list[Slice]) -> list[list[Slice]]:
             one.frame_of_reference if stated else "",
             pixels.rows,
             pixels.columns,
-            one.kernel,
+            one.kernel if len(kernels) > 1 else "",
         )
         for group in hard[key]:
             if _looks_alike(group[0], one):
@@ -207,7 +208,7 @@ def _series_info(ordered: tuple[Slice, ...], name: str, patient: str, reason: st
         shape=(len(places), first.pixels.rows, first.pixels.columns),
         spacing=(round(float(extent / max(1, len(places) - 1)), 4), *first.pixel_spacing),
         plane=plane,
-        kernel=first.kernel,
+        kernel=max(one.kernel for one in ordered),  # one, and perhaps slices that name none
         contrast=names_contrast(first if first.marks["contrast"] else last),
         left_out_because=reason,
     )

@@ -652,6 +652,37 @@ def test_a_missing_rescale_is_said(tmp_path: Path) -> None:
     assert any("intercept is probably missing" in warning for warning in said)
 
 
+def test_one_slice_without_a_rescale_is_refused(tmp_path: Path) -> None:
+    def drop(data_set: FileDataset, index: int) -> None:
+        if index == 5:
+            del data_set.RescaleIntercept
+
+    with pytest.raises(NotCTError, match=r"slice0005\.dcm.*1 of 24 without"):
+        read_volume(write(tmp_path, drop))
+
+
+def test_slices_without_a_kernel_belong_to_the_only_one(tmp_path: Path) -> None:
+    def drop(data_set: FileDataset, index: int) -> None:
+        if index < 3:
+            data_set.ConvolutionKernel = ""
+
+    volume = read_volume(write(tmp_path, drop))
+    assert_is_phantom(volume)
+    assert volume.source.kernel == "STANDARD"
+
+
+def test_a_short_acquisition_of_the_same_series_is_left_out_by_that_name(tmp_path: Path) -> None:
+    def test_run(data_set: FileDataset, index: int) -> None:
+        data_set.AcquisitionNumber = 1 if index < 3 else 2
+        data_set.FrameOfReferenceUID, data_set.StudyInstanceUID = "1.9", "1.8"
+
+    write(tmp_path / "test run", test_run, hu=HU[:3] + np.int16(7), series_uid="1.2.3")
+    write(tmp_path / "scan", lambda data_set, index: test_run(data_set, 3), series_uid="1.2.3")
+    volume = read_volume(tmp_path)
+    assert_is_phantom(volume)
+    assert volume.source.left_out == {"other acquisition of the same series": 3}
+
+
 @pytest.mark.parametrize("keep", [140, 400, 900, 1500, 3000])
 def test_a_truncated_slice_is_refused(tmp_path: Path, keep: int) -> None:
     write(tmp_path)
