@@ -496,3 +496,33 @@ def test_the_snippet_of_the_published_card_runs_as_it_is(
     (tmp_path / "snippet.py").write_text("import sys\nsys.modules['ctfm'] = None\n" + block)
     run = run_stranger(hub, tmp_path, ["snippet.py"])
     assert run.returncode == 0, run.stdout
+
+
+SPACE_LOADS = """
+import sys
+sys.modules["ctfm"] = None
+sys.path.insert(0, sys.argv[1])
+import loading, report_tab
+source = loading.find_source()
+weights = loading.load_weights(source)
+assert f".{source.revision}." in type(weights.model).__module__  # its code is of that commit
+assert weights.metrics and weights.run and weights.drawing.principal_components
+check, render, folder = report_tab.load_checker(source)
+assert folder.name == source.report_revision
+report = check.check(sys.argv[2], False, folder)
+assert report.verdicts and render.html(report)
+"""
+
+
+def test_the_space_loads_both_models_at_the_commits_that_it_is_pinned_to(
+    released: tuple[LocalHub, list[subprocess.CompletedProcess]], tmp_path: Path
+) -> None:
+    pytest.importorskip("gradio", reason="the extra [space] is not installed")
+    hub, _ = released
+    space = shutil.copytree(
+        ROOT / "space", tmp_path / "space", ignore=shutil.ignore_patterns("static", "gallery", "examples")
+    )
+    (space / "model.json").write_bytes(on_hub(hub.repositories["spaces", REPO], "main")["model.json"])
+    trial = ROOT / "tests" / "fixtures" / "reporting" / "walking.md"
+    run = run_stranger(hub, tmp_path, ["-c", SPACE_LOADS, str(space), str(trial)])
+    assert run.returncode == 0, run.stdout
