@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ctfm.train.card import CardError, fill_card
+from ctfm.train.card import CardError, fill_card, find_pictures
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = ("model-index", "results", "methods", "findings", "details", "real scans", "compute")
+BLOCKS = ("model-index", "results", "methods", "findings", "failures", "details", "real scans", "compute")
 CARD = "---\nlicense: mit\n# <!-- model-index -->\nold: 1\n# <!-- /model-index -->\n---\n# A model\n" + "".join(
     f"<!-- {name} -->\nold 0.999\n<!-- /{name} -->\n" for name in BLOCKS[1:]
 )
@@ -72,6 +72,15 @@ def test_an_aim_is_reached_missed_or_reached_among_fewer_and_a_failing_finding_i
     assert "Failing, below 0.75: Lung nodule.\n" in card
 
 
+def test_pictures_of_misses_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    card = tmp_path / "model_card.md"
+    assert find_pictures(card) == []
+    assert "![" not in fill_card(CARD, METRICS, RUN)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "failures.png").touch()
+    assert "(docs/failures.png)\n" in fill_card(CARD, METRICS, RUN, find_pictures(card))
+
+
 def test_the_header_stays_yaml_and_lists_what_was_measured() -> None:
     header = yaml.safe_load(fill_card(CARD, METRICS, RUN).split("---\n")[1])
     assert header["license"] == "mit"
@@ -100,4 +109,4 @@ def test_the_card_of_this_repository_holds_the_numbers_of_its_checkpoint() -> No
     if not (checkpoint / "metrics.json").is_file():
         pytest.skip("there is no trained checkpoint yet")
     metrics, run = (json.loads((checkpoint / name).read_text()) for name in ("metrics.json", "run.json"))
-    assert fill_card(card, metrics, run) == card
+    assert fill_card(card, metrics, run, find_pictures(ROOT / "model_card.md")) == card

@@ -220,8 +220,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (checkpoint / "optimizer.bin").write_bytes(b"not for the Hub")
     (checkpoint / "metrics.json").write_text(json.dumps(METRICS))
     (checkpoint / "run.json").write_text(json.dumps(RUN))
-    card = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", (ROOT / "model_card.md").read_text())  # pictures of the real checkpoint
-    (root / "model_card.md").write_text(fill_card(card, METRICS, RUN))
+    (root / "docs").mkdir()
+    (root / "docs" / "failures.png").write_bytes(b"a picture")
+    text = fill_card((ROOT / "model_card.md").read_text(), METRICS, RUN, ["docs/failures.png"])
+    (root / "model_card.md").write_text(text)
     write_space(root)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=root, check=True)
@@ -283,7 +285,7 @@ def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
     }
     data = {*release.CHECKPOINT_FILES, "README.md", "LICENSE"}
     protocols = {f"protocols/{path.name}" for path in (ROOT / "train" / "protocols").glob("*.json")}
-    assert files["model"] == data | CODE | protocols | {"metrics.json", "run.json"}
+    assert files["model"] == data | CODE | protocols | {"metrics.json", "run.json", "docs/failures.png"}
     code = {f"{name}_trialreport.py" for name in ("configuration", "modeling", "processing")}
     code |= {"__init__.py", "check.py", "render.py", "checklist.py", "documents.py", "elements.py"}
     figures = {"calibration.json", "results.json", "data_card.md", "report.html", "report.schema.json"}

@@ -26,6 +26,10 @@ AIMS = (
     ("calibration/ece", "Calibration error (ECE) after calibration", 0.05, False, 0),
     ("pointing_game/focal", "Pointing game, focal findings", 0.60, True, 0),
 )
+# pictures that ctfm.train.evaluate draws, and what they show
+PICTURES = {
+    "docs/failures.png": "The worst misses: each finding outlined in its scan, and beside it where the model looked for it",
+}
 LEAST_AUROC = 0.75  # of a finding; below, it is named as failing
 
 
@@ -108,11 +112,7 @@ def findings_table(metrics: Metrics) -> str:
         [name, str(auroc["n"]), *(cell(metrics.get(key.format(name))) for key in ways.values())]
         for name, auroc in findings.items()
     ]
-    failing = [name for name, auroc in findings.items() if auroc["value"] < LEAST_AUROC]
-    verdict = (
-        f"Failing, below {LEAST_AUROC}: {', '.join(failing)}." if failing else f"No finding is below {LEAST_AUROC}."
-    )
-    return f"{table(('Finding', 'n', *ways), rows)}\n{verdict}\n"
+    return table(("Finding", "n", *ways), rows)
 
 
 def details_table(metrics: Metrics) -> str:
@@ -135,6 +135,13 @@ def real_scans_table(metrics: Metrics) -> str:
         if key.startswith("real_scans/")
     ]
     return table(("", "Value (95 % interval)", "n"), rows) if rows else "Not looked at.\n"
+
+
+def failures(metrics: Metrics, pictures: Sequence[str]) -> str:
+    """The findings that fail, and the pictures."""
+    failing = [name for name, auroc in finding_aurocs(metrics).items() if auroc["value"] < LEAST_AUROC]
+    said = f"Failing, below {LEAST_AUROC}: {', '.join(failing)}." if failing else f"No finding is below {LEAST_AUROC}."
+    return "\n".join([said + "\n", *(f"![{PICTURES[name]}]({name})\n" for name in pictures)])
 
 
 def compute_table(run: Mapping[str, object]) -> str:
@@ -161,8 +168,12 @@ def model_index(metrics: Metrics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fill_card(text: str, metrics: Metrics, run: Mapping[str, object]) -> str:
-    """The card with its blocks written anew.
+def find_pictures(card: Path) -> list[str]:
+    return [name for name in PICTURES if (card.parent / name).is_file()]
+
+
+def fill_card(text: str, metrics: Metrics, run: Mapping[str, object], pictures: Sequence[str] = ()) -> str:
+    """The card with its blocks written anew; `pictures` are those of `PICTURES` that there are.
 
     Raises:
         CardError: a mark is missing.
@@ -172,6 +183,7 @@ def fill_card(text: str, metrics: Metrics, run: Mapping[str, object]) -> str:
         "results": results_table(metrics),
         "methods": methods_table(metrics),
         "findings": findings_table(metrics),
+        "failures": failures(metrics, pictures),
         "details": details_table(metrics),
         "real scans": real_scans_table(metrics),
         "compute": compute_table(run),
@@ -189,7 +201,8 @@ def fill_card(text: str, metrics: Metrics, run: Mapping[str, object]) -> str:
 def main() -> int:
     options = tyro.cli(Card, description=__doc__)
     metrics, run = (json.loads((options.checkpoint / name).read_text()) for name in ("metrics.json", "run.json"))
-    options.card.write_text(fill_card(options.card.read_text(), metrics, run))
+    text = fill_card(options.card.read_text(), metrics, run, find_pictures(options.card))
+    options.card.write_text(text)
     return 0
 
 

@@ -34,7 +34,7 @@ from ..modeling_ctfm import CTFMModel
 from ..processing_ctfm import CTFMProcessor
 from ..reporting.evaluate import figures_table
 from ..volume_ctfm import Volume
-from .card import fill_card
+from .card import fill_card, find_pictures
 from .phantom import make_phantom
 
 ROOT = Path(__file__).parent.parent
@@ -251,9 +251,10 @@ def check_tree() -> None:
 def check_cards(release: Release) -> None:
     """The numbers of both cards are those of their metrics files."""
     if release.model:
-        text = (ROOT / "model_card.md").read_text()
+        card = ROOT / "model_card.md"
+        text = card.read_text()
         metrics, run = (json.loads((release.checkpoint / name).read_text()) for name in ("metrics.json", "run.json"))
-        filled = fill_card(text, metrics, run)
+        filled = fill_card(text, metrics, run, find_pictures(card))
         if text != filled:
             lacking = next((line for line in filled.splitlines() if line not in text.splitlines()), "their order")
             raise ReleaseError(
