@@ -398,10 +398,8 @@ def write_card(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Pat
 def save(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, tokenizer: str | None) -> None:
     """Writes weights, code, processor and card to `out`, which `from_pretrained` then loads."""
     model.save_pretrained(out)
-    vision_config = model.config.vision_config if isinstance(model, CTFMModel) else model.config
-    spacing = (
-        "fine" if vision_config.global_config is None else "scan"
-    )  # of self-supervision, of the reports' alignment
+    vision = model.vision_model if isinstance(model, CTFMModel) else model
+    spacing = "scan" if hasattr(vision, "global_model") else "fine"  # of the reports' alignment, of self-supervision
     image_processor = CTFMImageProcessor(
         spacing=spacing, air_hu=-1000.0
     )  # SPECTRE saw scanner noise in air, so it stays
