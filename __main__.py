@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -200,7 +201,9 @@ class Manifest:
     @staticmethod
     def _open(path: Path, mode: str) -> TextIO:
         """A file name need not be UTF-8."""
-        return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+        file = path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+        assert isinstance(file, TextIOWrapper)
+        return file
 
     def is_done(self, scan: Path, series_uid: str | None, features: str) -> bool:
         row = self.rows.get((str(scan), series_uid or ""), {})

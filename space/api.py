@@ -251,7 +251,7 @@ def paths_of(files: Sequence[FileData | dict | str] | FileData | dict | None) ->
     if files is None:
         return []
     listed = files if isinstance(files, list | tuple) else [files]
-    return [file if isinstance(file, str) else file["path"] if isinstance(file, dict) else file.path for file in listed]
+    return [file if isinstance(file, str) else file["path"] if isinstance(file, dict) else file.path for file in listed]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def number_of(series: int) -> int | None:

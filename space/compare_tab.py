@@ -1,5 +1,8 @@
 """The tab for two scans of a person: linked viewers, and what changed in the findings."""
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+# gradio.Progress is called with fewer arguments than it declares, and a finding that was clicked has a place.
+
 from pathlib import Path
 from typing import Any
 

@@ -127,7 +127,7 @@ def write_findings(scan: Scan, weights: Weights, work: Path) -> tuple[str, str, 
         folder / "embedding.safetensors",
         metadata={"model": weights.name, "weights_sha256": weights.digest, "notice": NOTICE},
     )
-    return tuple(str(folder / name) for name in ("findings.json", "findings.csv", "embedding.safetensors"))
+    return str(folder / "findings.json"), str(folder / "findings.csv"), str(folder / "embedding.safetensors")
 
 
 def write_map(scan: Scan, cells: Tensor, weights: Weights, work: Path) -> str:

@@ -1,5 +1,8 @@
 """The tab for one scan: input, read-out, viewer, findings, question, similar scans, features, downloads; and their events."""
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+# gradio.Progress is called with fewer arguments than it declares, and a finding that was clicked has a place.
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -219,7 +219,7 @@ def fingerprints(encoder: str, pointer: Pointer | None, focal: Sequence[str]) ->
         return encoder, encoder
     model, processor = load_encoder(encoder)
     settings = json.dumps([*focal, image_processor(processor).to_dict()], default=str, sort_keys=True)
-    local_key = hash_weights(getattr(model, "vision_model", model).local_model) + settings
+    local_key = hash_weights(getattr(model, "vision_model", model).local_model) + settings  # pyright: ignore[reportArgumentType]
     key = local_key + hash_weights(model)
     if pointer is not None:
         directions = {k: hashlib.sha256(v.round(5).tobytes()).hexdigest() for k, v in pointer.directions.items()}

@@ -163,7 +163,7 @@ def heat_of(encoder: str, texts: Texts, volume: Volume, finding: str) -> np.ndar
     model, processor = load_encoder(encoder)
     inputs = image_processor(processor).preprocess(volume)
     with torch.no_grad():
-        output = model.vision_model(**inputs, output_dense_features=True)
+        output = model.vision_model(**inputs, output_dense_features=True)  # pyright: ignore[reportCallIssue]
     present, absent = texts(finding_prompts(finding))
     direction = (present - absent)[None]
     return text_maps(model, image_processor(processor), output, inputs["crop_grid"], volume, direction)[0]

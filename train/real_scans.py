@@ -45,7 +45,7 @@ def look_at(encoder: str, scans: Path, out: Path) -> dict[str, Estimate]:
             continue
         inputs = image_processor(processor).preprocess(volume)
         with torch.no_grad():
-            output = model.vision_model(**inputs, output_dense_features=True)
+            output = model.vision_model(**inputs, output_dense_features=True)  # pyright: ignore[reportCallIssue]
         found = mix_crops(model, output, inputs["crop_grid"])
         if all(np.isfinite(vector).all() for vector in found.values()):
             rows.append(row)
@@ -71,7 +71,7 @@ def ask(
 ) -> dict[str, Estimate]:
     """Share encoded, share whose nearest scan of another patient is of the same region, sides."""
     patients = np.array([row["patient"] for row in rows])
-    weights = resample_patients(patients)
+    weights = resample_patients(patients.tolist())
     encoded = len(rows) / num_scans
     metrics = {"real_scans/encoded": Estimate(value=encoded, low=encoded, high=encoded, n=num_scans)}
 
