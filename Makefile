@@ -29,14 +29,16 @@ setup: .venv/.done
 
 demo: setup
 	$(BIN)/python -m ctfm demo $(SCAN)
-ifeq ($(SPACE),yes)
+ifeq ($(wildcard $(CHECKPOINT)/model.safetensors),)
+	@echo "The Space opens once there is a trained checkpoint in $(CHECKPOINT)."
+else ifeq ($(SPACE),yes)
 	@$(MAKE) --no-print-directory space
 	@echo "The Space, until Ctrl-C:"
 	$(BIN)/python space/app.py
 endif
 
 space: setup space/gallery/gallery.json
-	-$(BIN)/python space/fetch_viewer.py
+	$(BIN)/python space/fetch_viewer.py
 
 space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors train/gallery.py | setup
 	$(BIN)/python -m ctfm.train.gallery --checkpoint $(CHECKPOINT)

@@ -42,7 +42,7 @@ DEFAULT_FINDINGS = (
     "Ascites",
 )  # for a checkpoint that is calibrated for none
 
-Report = Callable[[float, str], None]  # share done, key of the stage in texts.py
+Report = Callable[[float, str], object]  # share done, key of the stage in texts.py
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,14 @@ quick. A docstring here is what a client and a language model read.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
 import gradio as gr
+import httpx
 from gradio import FileData
+from gradio.processing_utils import ssrf_protected_download
+from gradio.utils import get_upload_folder
 
 from analysis import Finding, Place, compare
 from exports import NOTICE, scan_facts, write_map
@@ -246,12 +250,27 @@ def tell(language: str, error: UploadError) -> gr.Error:
     return gr.Error(message, title=say(language, "error"), duration=15, print_exception=False)
 
 
-def paths_of(files: Sequence[FileData | dict | str] | FileData | dict | None) -> list[str]:
-    """Where the server put what a client sent, however the client wrapped it."""
+def paths_of(files: Any) -> list[str]:
+    """Where a file lies that a client sent: a `FileData`, its JSON, a path or an address, or a list of those."""
     if files is None:
         return []
     listed = files if isinstance(files, list | tuple) else [files]
-    return [file if isinstance(file, str) else file["path"] if isinstance(file, dict) else file.path for file in listed]  # pyright: ignore[reportAttributeAccessIssue]
+    paths = [
+        file if isinstance(file, str) else file["path"] if isinstance(file, dict) else file.path for file in listed
+    ]
+    return [bring_address(path) if path.startswith(("http://", "https://")) else path for path in paths]
+
+
+def bring_address(address: str) -> str:
+    """An MCP client names a file by its address: an upload of this Space, or a public one, never one of its private network."""
+    uploads = Path(get_upload_folder())
+    own = Path(address.partition("/gradio_api/file=")[2]).resolve()
+    if own.is_relative_to(uploads.resolve()) and own.is_file():
+        return str(own)
+    try:
+        return ssrf_protected_download(address, str(uploads))
+    except (httpx.HTTPError, ValueError, OSError):
+        raise UploadError("error_upload_gone") from None
 
 
 def number_of(series: int) -> int | None:

@@ -60,8 +60,8 @@ def add_compare_tab(
         return None, None, *compare_paths(paths_of(first), paths_of(second), tongue, progress, keep=False)
 
     def compare_examples(tongue, progress=gr.Progress()):  # noqa: B008
-        paths = [[str(examples[name])] for name in ("example_prior", "example")]
-        return compare_paths(*paths, tongue, progress, keep=True)
+        earlier, now = ([str(examples[name])] for name in ("example_prior", "example"))
+        return compare_paths(earlier, now, tongue, progress, keep=True)
 
     settings: dict[str, Any] = {"show_progress_on": changes, "api_visibility": "private", **limit}
     done = (

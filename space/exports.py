@@ -132,7 +132,7 @@ def write_findings(scan: Scan, weights: Weights, work: Path) -> tuple[str, str, 
 
 def write_map(scan: Scan, cells: Tensor, weights: Weights, work: Path) -> str:
     """A map on the scan's own voxels, float32: every patch's share of the similarity, rounded to a 2,000th of the largest so
-    that it packs to a few megabytes."""
+    that it packs better (300 slices of 512 x 512: 99 MB)."""
     laid = lay_cells(cells, scan.analysis.geometry, weights)
     step = max(float(cells.abs().max()) / 2000, 1e-12)
     for start in range(0, len(laid), 16):  # in place, slab by slab

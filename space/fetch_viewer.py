@@ -60,4 +60,4 @@ if __name__ == "__main__":
     try:
         print(f"viewer: {fetch_viewer().relative_to(STATIC.parent)}, NiiVue {VERSION}")
     except (FetchError, subprocess.TimeoutExpired) as error:
-        sys.exit(f"viewer: {error} Without it the Space serves its plain slice viewer.")
+        print(f"viewer: {error} The Space will serve its plain slice viewer.", file=sys.stderr)

@@ -285,7 +285,9 @@ class ScanEvents:
     def ask(self, question: str, session: Session | None, language: str) -> tuple:
         """A sentence: its similarity, and its map in the viewer."""
         with errors_told(language):
-            scan, analysis = self.service.analysed(session.key if session else None)
+            if session is None:
+                raise UploadError("error_no_scan")
+            scan, analysis = self.service.analysed(session.key)
             similarity, cells, place = self.service.analyser.ask(analysis, question)
             session.cells, session.mm, session.finding = cells, place.mm, None
             session.overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.work)
@@ -302,7 +304,7 @@ class ScanEvents:
     def make_map(self, session: Session | None, language: str, progress: gr.Progress) -> Any:
         with errors_told(language):
             scan, _ = self.service.analysed(session.key if session else None)
-            if session.cells is None:
+            if session is None or session.cells is None:
                 raise UploadError("error_no_map")
             progress(0.3, desc=say(language, "stage_write"))
             return gr.update(

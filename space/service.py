@@ -13,7 +13,7 @@ MAX_AGE_SECONDS = (
     15 * 60.0
 )  # of a file that nobody touched: an upload that was never read, a download that was never fetched
 
-Report = Callable[[float, str], None]
+Report = Callable[[float, str], object]
 
 
 def say_nothing(share: float, stage: str) -> None:

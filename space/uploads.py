@@ -200,7 +200,7 @@ def read_scan(upload: Upload, number: int | None, reader: ModuleType, seconds: A
         raise UploadError("error_upload_gone")
     start = seconds()
     uid = None
-    if number is not None and number > 0 and not upload.series:
+    if number is not None and not upload.series:
         upload.series = find_series(upload, reader)
     if number is not None and upload.series:
         if not 0 <= number < len(upload.series):

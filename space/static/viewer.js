@@ -125,6 +125,7 @@
 
     relabel(labels) {
       this.labels = labels;
+      document.documentElement.lang = labels.code;
       for (const group of ["window", "layout"]) {
         const place = this.root.querySelector(`[data-group=${group}]`);
         place.setAttribute("aria-label", labels[group]);
