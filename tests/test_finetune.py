@@ -115,7 +115,7 @@ def test_findings_are_learnt_and_measured_on_held_out_scans(data: Path, checkpoi
 
 def test_voxels_are_learnt_and_measured_on_held_out_scans(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    rows = train(out, data, recipe_of("segmentation", checkpoint, steps=40, global_batch=4, micro_batch=4))
+    rows = train(out, data, recipe_of("segmentation", checkpoint, steps=120, global_batch=4, micro_batch=4))
     assert losses(rows)[-1] < 0.5 * losses(rows)[0]
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) == {"macro_dice", "body/dice", "ball of bone/dice"}
