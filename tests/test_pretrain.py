@@ -154,8 +154,8 @@ def test_a_signal_saves_and_leaves_and_nothing_is_lost(
     data: Path, request: pytest.FixtureRequest, tmp_path: Path, number: signal.Signals, num_processes: int
 ) -> None:
     undisturbed = request.getfixturevalue("one_process" if num_processes == 1 else "two_processes")
-    # So that they leave at step 3, which has no regular checkpoint: in the next step, or, since no process waits for the
-    # answer of the others, in the one after.
+    # One leaves in the next step, step 3, which has no regular checkpoint; two agree in that step or in the one before or
+    # after, since no process waits for the answer of the others.
     out, row = tmp_path / "run", STEPS + (2 if num_processes == 1 else 1)
     process = start(out, data, f"hold={row}", num_processes=num_processes)
     wait_for_rows(out, row, process)
@@ -163,8 +163,9 @@ def test_a_signal_saves_and_leaves_and_nothing_is_lost(
     code = process.wait(timeout=60)
     assert code == 0 or num_processes == 2  # torchrun, asked to leave itself, leaves with 1
     last = rows(out)[-1]
-    assert (last["phase"], last["step"]) == ("segmentation", 3)
-    assert (out / "checkpoints" / "segmentation-0000003" / "state.json").is_file()
+    assert last["phase"] == "segmentation"
+    assert last["step"] == 3 or num_processes == 2
+    assert (out / "checkpoints" / f"segmentation-{last['step']:07d}" / "state.json").is_file()
     assert not (out / "finished").exists()
     finish(start(out, data, num_processes=num_processes), out)
     assert_equal_runs(undisturbed, out)
