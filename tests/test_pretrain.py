@@ -149,7 +149,7 @@ def test_one_process_takes_over_the_run_of_two_with_the_same_samples(
     assert one["data"] == two["data"]
 
 
-# Two processes under torchrun leave without saving on some machines, which is an open defect: the case is marked slow until then.
+# An open defect: two processes under torchrun leave without saving on some machines. Slow until it is mended.
 @pytest.mark.parametrize(
     ("number", "num_processes"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow)]
 )
