@@ -1,4 +1,7 @@
-"""The tiny recipe as one process of a run, for tests that start and kill real ones: `OUT DATA STEPS [fsdp] [hold=N]`."""
+"""The tiny recipe as one process of a run, for tests that start and kill real ones.
+
+OUT DATA STEPS [fsdp] [hold=N] [workers=N]
+"""
 
 import signal
 import sys
@@ -43,13 +46,19 @@ def main(out: str, data: str, steps: str, *wishes: str) -> None:
             transformer_cls_names_to_wrap=["CTFMLayer"],
             cpu_ram_efficient_loading=False,
         )
-    for wish in wishes:
-        if wish.startswith("hold="):
-            hold_at(int(wish.removeprefix("hold=")))
+    numbers = {name: int(number) for name, _, number in (wish.partition("=") for wish in wishes) if number}
+    if "hold" in numbers:
+        hold_at(numbers["hold"])
     accelerator = Accelerator(cpu=True, **settings)
     assert ("fsdp" in wishes) is (accelerator.distributed_type == DistributedType.FSDP)
     run = loop.Run(
-        recipe=tiny_recipe(int(steps)), out=Path(out), data=(data,), save_every=2, log_every=1, keep_last=100
+        recipe=tiny_recipe(int(steps)),
+        out=Path(out),
+        data=(data,),
+        save_every=2,
+        log_every=1,
+        keep_last=100,
+        num_workers=numbers.get("workers", 0),
     )
     loop.pretrain(run, accelerator)
     accelerator.end_training()

@@ -12,6 +12,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.utils import DistributedType
 from ctfm import modeling_ctfm
 from ctfm.train.pretrain import read_run
+from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "train" / "launch"
@@ -86,6 +87,18 @@ def test_the_job_starts_8_processes_a_node_and_goes_back_into_the_queue_while_ch
     run = read_run(asked[asked.index("ctfm.train.pretrain") + 1 :])
     assert run.out == Path("RUN")
     assert 9e10 < run.stop_after < 1e11
+
+
+def test_the_launcher_is_told_of_the_signal_that_slurm_sends(tmp_path: Path) -> None:
+    submit(tmp_path, *ARGUMENTS, srun=f"env > {tmp_path}/environment; exit 1")
+    environment = dict(line.partition("=")[::2] for line in (tmp_path / "environment").read_text().splitlines())
+    (sent,) = re.findall(r"^#SBATCH --signal=(\w+)@(\d+)$", SBATCH.read_text(), re.MULTILINE)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PET_SIGNALS_TO_HANDLE", "PET_SHUTDOWN_TIMEOUT"):
+            patch.setenv(name, environment[name])
+        launcher = get_args_parser().parse_args(["script"])  # accelerate's launcher takes its settings from here, too
+    assert {f"SIG{sent[0]}", "SIGTERM"} <= set(launcher.signals_to_handle.split(","))
+    assert 30 < launcher.shutdown_timeout < int(sent[1])
 
 
 def test_a_finished_run_is_not_started_again(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ..modeling_ctfm import CTFMModel
 from ..processing_ctfm import CTFMProcessor
 from ..volume_ctfm import Volume
 from .alignment import AlignmentBatch, AlignmentObjective
-from .data import SamplingConfig, Schedule, SourceConfig, StepBatches, hash_numbers, load_crops, load_scans
+from .data import SamplingConfig, Schedule, SourceConfig, StepBatches, hash_numbers, load_crops, load_scans, stay
 from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
 from .labels import LabelObjective
 from .masking import draw_kept_crops, draw_token_mask
@@ -252,7 +252,9 @@ def build_alignment(
     def load(batches: StepBatches, num_workers: int) -> Iterable[Any]:
         if not phase.descriptors_are_cached:
             return load_scans(schedule, batches, num_workers=num_workers)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_descriptors, num_workers=num_workers)
+        return DataLoader(
+            dataset, batch_sampler=batches, collate_fn=collate_descriptors, num_workers=num_workers, worker_init_fn=stay
+        )
 
     def make_batch(loaded: Any) -> AlignmentBatch:
         samples, tensors = loaded if phase.descriptors_are_cached else (loaded, None)

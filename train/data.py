@@ -8,6 +8,7 @@ step has the same global batch. Within a pass each scan of a source is drawn onc
 import hashlib
 import json
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -402,12 +403,20 @@ def load_scans(schedule: Schedule, batches: StepBatches, *, num_workers: int = 0
     return _load(ScanDataset(schedule), batches, list, num_workers)
 
 
+def stay(_: int) -> None:
+    """What a loader process does first. The launcher asks all processes of a group to leave, and the loop needs its loaders
+    until every process of the run agreed on a step; they end with the loop."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _load(dataset: Dataset[SampleT], batches: StepBatches, collate: Any, num_workers: int) -> DataLoader[SampleT]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=stay,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
     )

@@ -6,7 +6,8 @@
 
 Every draw of a step depends on the recipe's seed and the step alone, so a run that was killed goes on with the losses it
 would have had, to the bit on the same number of processes. SIGTERM and SIGUSR1 save and leave with code 0, without the file
-OUT/finished. OUT/log.jsonl has a row every `log_every` steps; OUT/exported is what from_pretrained loads.
+OUT/finished; a launcher hands on those that PET_SIGNALS_TO_HANDLE names (README.md). OUT/log.jsonl has a row every
+`log_every` steps; OUT/exported is what from_pretrained loads.
 """
 
 import signal
@@ -46,7 +47,7 @@ from .monitor import Monitor
 from .objective import along_cosine
 from .probe import probe
 from .processes import Processes, all_processes
-from .recipes import RECIPES, FineTuning, OptimizerConfig, Recipe
+from .recipes import RECIPES, FineTuning, OptimizerConfig, Phase, Recipe
 from .shards import Manifest
 
 SIGNALS: list[int] = []  # received
@@ -168,8 +169,9 @@ def train_phase(
     ask: Callable[[Path], dict[str, float]],
 ) -> tuple[Path, bool]:
     """Trains one phase from `start`, or from its first step; `ask` probes a checkpoint. Returns its last checkpoint, and
-    whether it is over."""
+    whether the run goes on from there."""
     recipe, phase, processes = run.recipe, run.recipe.phases[name], all_processes()
+    num_micro, batch_size = divide_batch(phase, processes.count)
     objective = task.objective.train()
     if run.checkpoint_activations:
         objective.model.apply(checkpoint_layers)
@@ -180,14 +182,15 @@ def train_phase(
     if start is not None:
         position = load_state(start, objective, optimizer.optimizer)
         step, counters = task.schedule.resume(position.data), position.counters
+        if step == phase.steps:
+            return start, True
     bar.update(step)
     monitor = Monitor(name, run.out, task, phase, accelerator.device, processes, counters, step)
-    num_micro = phase.global_batch // phase.micro_batch
     batches = StepBatches(
         task.schedule,
         start_step=step,
         stop_step=phase.steps,
-        batch_size=phase.micro_batch // processes.count,
+        batch_size=batch_size,
         rank=processes.rank,
         num_processes=processes.count,
     )
@@ -225,14 +228,31 @@ def train_phase(
         objective.after_step(step)
         monitor.after_step(norm, is_bad)
         bar.update()
-        leaves = leave.is_agreed() or step == phase.steps
+        asked = leave.is_agreed()
+        leaves = asked or step == phase.steps
         if step % run.log_every == 0 or leaves:
             monitor.write(step, learning_rate=optimizer.param_groups[0]["lr"], bar=bar)
         if step % run.save_every == 0 or leaves:
             path = save()
             if leaves:
                 accelerator.free_memory()
-                return path, step == phase.steps
+                return path, not asked
+
+
+def divide_batch(phase: Phase, count: int) -> tuple[int, int]:
+    """Forward passes of a step, and samples that each of `count` processes has in one.
+
+    Raises:
+        ValueError: they are no whole numbers.
+    """
+    num_micro, left = divmod(phase.global_batch, phase.micro_batch)
+    if left or phase.micro_batch % count:
+        raise ValueError(
+            f"{count} processes cannot share a step of {phase.global_batch} samples in parts of {phase.micro_batch}: the "
+            f"parts must divide the step, and {count} the parts. Change global_batch and micro_batch in train/recipes.py, or "
+            "the number of processes."
+        )
+    return num_micro, phase.micro_batch // count
 
 
 def keep_processor(folder: Path, recipe: Recipe, data: tuple[SourceConfig, ...]) -> CTFMProcessor:

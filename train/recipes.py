@@ -348,16 +348,17 @@ def _constant_decay(learning_rate: float, steps: int) -> OptimizerConfig:
 
 
 def large() -> Recipe:
-    """SPECTRE's size and schedule (arXiv:2511.17209, tables 5 and 6; CONTRIBUTING says what differs) for a quarter of a
-    million scans: 83,100 steps of 1,536 crops, then 59,000 of 144 pairs, of which 5,900 with the local transformer frozen.
-    The text tower is Qwen3-Embedding-0.6B with adapters."""
+    """SPECTRE's size and schedule (arXiv:2511.17209, tables 5 and 6) for a quarter of a million scans: 83,100 steps of 1,536
+    crops, then its 8.5 million pairs in 66,380 steps of 128, of which 6,640 with the local transformer frozen. SPECTRE's
+    batches of 144 do not divide among 32 processes; 128 do, among up to 128. The text tower is Qwen3-Embedding-0.6B with
+    adapters."""
     decay: Any = {"weight_decay": 0.01, "last_weight_decay": 0.01}
     first = AlignmentPhase(
-        steps=5_900,
-        global_batch=144,
-        micro_batch=144,
+        steps=6_640,
+        global_batch=128,
+        micro_batch=128,
         descriptors_are_cached=True,
-        optimizer=OptimizerConfig(learning_rate=1e-4, last_learning_rate=1e-4, warmup_steps=5_900, **decay),
+        optimizer=OptimizerConfig(learning_rate=1e-4, last_learning_rate=1e-4, warmup_steps=6_640, **decay),
         reports=ReportConfig(max_tokens=512),
     )
     return Recipe(
@@ -399,7 +400,7 @@ def large() -> Recipe:
             "alignment": first,
             "alignment_of_all": replace(
                 first,
-                steps=53_100,
+                steps=59_740,
                 descriptors_are_cached=False,
                 optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1_000, **decay),
                 objective=AlignmentConfig(local_is_frozen=False),
