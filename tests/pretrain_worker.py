@@ -24,7 +24,7 @@ def hold_at(row: int) -> None:
 
     def write_and_wait(*arguments: Any, **named: Any) -> None:
         write(*arguments, **named)
-        is_there, deadline = next(numbers) == row, time.monotonic() + 200
+        is_there, deadline = next(numbers) == row, time.monotonic() + 1200
         while is_there and not loop.SIGNALS and time.monotonic() < deadline:
             time.sleep(0.02)
 

@@ -103,7 +103,7 @@ def run_space(folder: Path, checkpoint: Path, scratch: Path) -> Iterator[Space]:
     assert not work.exists(), "the Space left its temporary folder behind"
 
 
-def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 180.0) -> None:
+def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 900.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:

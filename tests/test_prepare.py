@@ -176,18 +176,21 @@ def bytes_of(out: Path) -> dict[str, bytes]:
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, studies: Path) -> None:
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "key").write_text("ab" * 32)
-    slow = (  # a reader that takes its time, so that the kill comes in the middle
+    held = (  # a reader that waits for the kill with one shard written and another begun
         "import sys, time; from pathlib import Path; from ctfm.train import prepare as p; read = p.read_source\n"
-        "def read_slowly(source):\n    time.sleep(0.4)\n    return read(source)\n"
-        "p.read_source = read_slowly; p.main(sys.argv[1:])"
+        f"folder = Path({str(tmp_path)!r}); after = []\n"
+        "def read_or_wait(source):\n"
+        "    if (folder / 'killed/parts/000000.json').is_file():\n        after.append(source)\n"
+        "    if len(after) == 2:\n        (folder / 'waits').touch(); time.sleep(3600)\n"
+        "    return read(source)\n"
+        "p.read_source = read_or_wait; p.main(sys.argv[1:])"
     )
     arguments = ["folder", str(studies), str(tmp_path / "killed"), "--private", str(tmp_path / "private")]
     arguments += ["--scans-per-shard", "2", "--num-workers", "0"]
-    process = subprocess.Popen([sys.executable, "-c", slow, *arguments])
-    while not (tmp_path / "killed" / "parts" / "000000.json").is_file():
+    process = subprocess.Popen([sys.executable, "-c", held, *arguments])
+    while not (tmp_path / "waits").is_file():
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "manifest.arrow").exists()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -378,6 +379,27 @@ def test_weights_that_do_not_load_are_refused(in_project: Path, tmp_path: Path) 
         release.try_model(tmp_path / "model", in_project / "checkpoints" / "default")
 
 
+def test_a_folder_whose_features_are_not_those_of_the_checkpoint_is_refused(
+    in_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = in_project / "checkpoints" / "default"
+    model, processor = CTFMModel.from_pretrained(checkpoint), CTFMProcessor.from_pretrained(checkpoint)
+
+    def answer(turned: float) -> Any:
+        def try_folder(folder: Path, scan: Path) -> tuple[dict[str, torch.Tensor], list]:
+            with torch.no_grad():
+                embeds = model(**processor(images=scan, text=["Lung nodule."])).image_embeds
+            return {"image_embeds": embeds + turned * torch.eye(embeds.shape[1])[:1]}, [{"label": "Lung nodule"}]
+
+        return try_folder
+
+    monkeypatch.setattr(release, "try_folder", answer(1e-6))  # as far as rounding goes
+    assert release.try_model(tmp_path, checkpoint) == [{"label": "Lung nodule"}]
+    monkeypatch.setattr(release, "try_folder", answer(1e-4))
+    with pytest.raises(ReleaseError, match="other features"):
+        release.try_model(tmp_path, checkpoint)
+
+
 # ---- all of it, in processes of their own ----
 
 
@@ -482,8 +504,9 @@ def test_a_strangers_machine_loads_the_pinned_commit_and_goes_on_without_the_hub
     )
     with torch.no_grad():
         expected = CTFMModel.from_pretrained(checkpoint)(**inputs).logits_per_image
-    assert torch.equal(load_file(tmp_path / "tensors.safetensors")["logits_per_image"], first["logits_per_image"])
-    torch.testing.assert_close(first["logits_per_image"], expected)
+    again = load_file(tmp_path / "tensors.safetensors")["logits_per_image"]
+    for logits in (first["logits_per_image"], again):
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", [REPO, "org/trialreport"])

@@ -270,8 +270,7 @@ def check_cards(release: Release) -> None:
 def try_folder(folder: Path, scan: Path) -> tuple[dict[str, torch.Tensor], list]:
     """What a fresh process without this package makes of a folder; see load_check.py."""
     with tempfile.TemporaryDirectory() as home:
-        threads = str(torch.get_num_threads())  # another number moves the last bits
-        settings = {"HF_HOME": home, "HOME": home, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
+        settings = {"HF_HOME": home, "HOME": home, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-I", str(ROOT / "train" / "load_check.py"), str(folder), "main", str(scan), home]
         run = subprocess.run(command, env=settings, capture_output=True, text=True, cwd=home)
         if run.returncode:
@@ -281,7 +280,7 @@ def try_folder(folder: Path, scan: Path) -> tuple[dict[str, torch.Tensor], list]
 
 @torch.no_grad()
 def try_model(folder: Path, checkpoint: Path) -> list:
-    """From a phantom scan to features, which are those of the checkpoint to the last bit, and a zero-shot answer."""
+    """From a phantom scan to features, which are those of the checkpoint, and a zero-shot answer."""
     with tempfile.TemporaryDirectory() as scratch:
         phantom = make_phantom(4, shape=(48, 64, 64), findings=["Pleural effusion"])
         scan = Path(scratch, "scan.nii")
@@ -290,8 +289,9 @@ def try_model(folder: Path, checkpoint: Path) -> list:
         texts = [f"{answer['label']}." for answer in sorted(answers, key=lambda answer: answer["label"])]
         inputs = CTFMProcessor.from_pretrained(checkpoint)(images=scan, text=texts)
         expected = CTFMModel.from_pretrained(checkpoint)(**inputs).image_embeds
-    if not torch.equal(tensors["image_embeds"], expected):
-        raise ReleaseError(f"{folder} computes other features than {checkpoint}.")
+    difference = float((tensors["image_embeds"] - expected).abs().max())
+    if not difference < 1e-5:  # of vectors of length 1; the number of threads and where weights lie move the last bits
+        raise ReleaseError(f"{folder} computes other features than {checkpoint}, by {difference:.1e}.")
     return answers
 
 
