@@ -71,9 +71,11 @@ def crops_to_ours(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
 def published(tmp_path_factory: pytest.TempPathFactory) -> SpectreFiles:
     """The fixture's weights, in files laid out as SPECTRE publishes them."""
     folder = tmp_path_factory.mktemp("published")
-    for part in ("backbone", "combiner", "projection_image", "projection_text"):
+    backbone = folder / "spectre_backbone_vit_large_patch16_128.pt"
+    torch.save(read_fixture("backbone"), backbone)
+    for part in ("combiner", "projection_image", "projection_text"):
         torch.save(read_fixture(part), folder / f"{part}.pt")
-    return SpectreFiles(backbone=str(folder / "backbone.pt"), combiner=str(folder / "combiner.pt"))
+    return SpectreFiles(backbone=str(backbone), combiner=str(folder / "combiner.pt"))
 
 
 @pytest.fixture(scope="module")
@@ -223,13 +225,26 @@ def test_backbone_alone_gives_crop_features_and_their_largest_as_the_scans(publi
     torch.testing.assert_close(output.pooler_output, output.crop_embeds.flatten(1, 2).amax(1))
 
 
+@pytest.mark.parametrize("saw_reports", [False, True])
 def test_combiner_is_refused_with_the_backbone_that_it_was_not_trained_on(
-    published: SpectreFiles, tmp_path: Path
+    published: SpectreFiles, tmp_path: Path, saw_reports: bool
 ) -> None:
     other = tmp_path / "spectre_backbone_vit_large_patch16_128_no_vla.pt"
-    torch.save(read_fixture("backbone"), other)
+    shutil.copyfile(published.backbone, other)
     with pytest.raises(ConversionError, match="issue 34"):
-        convert(SpectreFiles(backbone=str(other), combiner=published.combiner))
+        convert(SpectreFiles(backbone=str(other), combiner=published.combiner, backbone_saw_reports=saw_reports))
+
+
+def test_combiner_on_a_renamed_backbone_needs_the_word_of_whoever_renamed_it(
+    published: SpectreFiles, tmp_path: Path
+) -> None:
+    renamed = str(tmp_path / "backbone.pt")
+    shutil.copyfile(published.backbone, renamed)
+    with pytest.raises(ConversionError, match=r"nothing in backbone\.pt says .* --backbone-saw-reports"):
+        convert(SpectreFiles(backbone=renamed, combiner=published.combiner))
+    model = convert(SpectreFiles(backbone=renamed, combiner=published.combiner, backbone_saw_reports=True))
+    assert model.config.global_config is not None
+    assert convert(SpectreFiles(backbone=renamed)).config.global_config is None
 
 
 def test_a_missing_a_foreign_and_a_left_over_tensor_are_refused(published: SpectreFiles, tmp_path: Path) -> None:
@@ -308,7 +323,7 @@ def test_command_line_writes_a_folder_with_a_card_whose_snippet_runs(
 def test_the_larger_fixtures_from_crops_to_embedding(size: str) -> None:
     io = torch.load(SHARED / f"{size}_io.pt", weights_only=True)
     parts = {name: str(SHARED / f"{size}_{name}.pt") for name in ("backbone", "combiner")}
-    model = convert(SpectreFiles(**parts, combiner_layer_norm_eps=1e-5))
+    model = convert(SpectreFiles(**parts, backbone_saw_reports=True, combiner_layer_norm_eps=1e-5))
     grid = tuple(io["config"]["grid"])
     pixel_values = crops_to_ours(io["x"].float(), grid)
     crop_grid = torch.tensor([[grid[2], grid[1], grid[0]]] * len(pixel_values))

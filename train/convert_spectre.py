@@ -39,6 +39,13 @@ StateDict = dict[str, Tensor]
 # SPECTRE's axes, as positions of (right, anterior, head) that (depth, height, width) come from; height and width run backwards.
 AXES, FLIPPED = (2, 1, 0), (False, True, True)
 
+# Two backbones were published with the same keys and shapes, and nothing in them says which is which: whether reports trained
+# it, by name. The combiner belongs to the first (github.com/cclaess/SPECTRE, issue 34).
+BACKBONES = {
+    "spectre_backbone_vit_large_patch16_128.pt": True,
+    "spectre_backbone_vit_large_patch16_128_no_vla.pt": False,
+}
+
 
 class ConversionError(ValueError):
     """A file does not hold what SPECTRE publishes; the message names the file, the key and the cure."""
@@ -46,9 +53,14 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class SpectreFiles:
-    """Where the published parts lie: paths or `hf://owner/repo/file`."""
+    """Where the published parts lie: paths or `hf://owner/repo/file`.
+
+    `backbone_saw_reports` says of a backbone under another name than its published one that it is the one that a combiner
+    may follow.
+    """
 
     backbone: str
+    backbone_saw_reports: bool = False
     combiner: str | None = None
     image_head: str | None = None
     text_head: str | None = None
@@ -295,6 +307,22 @@ def infer_text_config(part: Part) -> Qwen3Config:
 # ---- all together ----
 
 
+def check_pair(backbone: str, combiner: str, saw_reports: bool) -> None:
+    """Refuses a combiner on a backbone that is not, or is not said to be, the one that it was trained on."""
+    published = next(name for name, saw in BACKBONES.items() if saw)
+    if not BACKBONES.get(backbone, "no_vla" not in backbone):
+        raise ConversionError(
+            f"{combiner} was trained on the backbone with report alignment, and {backbone} is the one without: "
+            "together they give meaningless features (github.com/cclaess/SPECTRE, issue 34). Use "
+            f"{published}, or leave out the combiner for crop features."
+        )
+    if backbone not in BACKBONES and not saw_reports:
+        raise ConversionError(
+            f"{combiner} fits one of the two published backbones alone, and nothing in {backbone} says which it is. If it "
+            f"is {published} under another name, add --backbone-saw-reports; if not, leave out the combiner."
+        )
+
+
 def convert(files: SpectreFiles) -> CTFMModel | CTFMVisionModel:
     """Builds the model from whatever parts are given.
 
@@ -308,12 +336,7 @@ def convert(files: SpectreFiles) -> CTFMModel | CTFMVisionModel:
         if combiner is not None:
             raise ConversionError(f"{backbone.name} brings its own combiner; leave out {files.combiner}.")
         combiner = load_part(files.combiner)
-    if combiner is not None and "no_vla" in backbone.name:
-        raise ConversionError(
-            f"{combiner.name} was trained on the backbone with report alignment, and {backbone.name} is the one without: "
-            "together they give meaningless features (github.com/cclaess/SPECTRE, issue 34). Use "
-            "spectre_backbone_vit_large_patch16_128.pt, or leave out the combiner for crop features."
-        )
+        check_pair(backbone.name, combiner.name, files.backbone_saw_reports)
     joint = {"image_head": files.image_head, "text_head": files.text_head, "text_tower": files.text_tower}
     missing = [name for name, source in joint.items() if source is None]
     if missing and len(missing) < 3:
@@ -416,6 +439,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--combiner")
+    parser.add_argument(
+        "--backbone-saw-reports",
+        action="store_true",
+        help="a renamed backbone is the one with report alignment, so that the combiner may follow it",
+    )
     parser.add_argument("--image-head")
     parser.add_argument("--text-head")
     parser.add_argument("--text-tower")
@@ -428,6 +456,7 @@ def main() -> int:
     options = parser.parse_args()
     files = SpectreFiles(
         backbone=options.backbone,
+        backbone_saw_reports=options.backbone_saw_reports,
         combiner=options.combiner,
         image_head=options.image_head,
         text_head=options.text_head,
