@@ -477,6 +477,32 @@ def test_a_frozen_text_tower_trains_its_projection_alone() -> None:
     assert any(name.startswith("text_projection") for name in gradients(model.model))
 
 
+def with_prompts(batch: alignment.AlignmentBatch, labels: Tensor) -> alignment.AlignmentBatch:
+    words = torch.randint(1, 100, (2 * labels.shape[1], 6), generator=torch.Generator().manual_seed(5))
+    asked = {"labels": labels, "prompt_ids": words, "prompt_mask": torch.ones_like(words, dtype=torch.bool)}
+    return alignment.AlignmentBatch(**vars(batch) | asked)
+
+
+def test_prompt_loss_of_one_scan_by_hand() -> None:
+    image, present, absent = torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    labels = torch.tensor([[1.0, float("nan")]])  # logits 10 * (1 - 0) and one that is not asked
+    loss = alignment.prompt_loss(image, present, absent, labels, torch.tensor([math.log(10)]))
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-10)), abs=1e-7)
+    both = alignment.prompt_loss(image, present, absent, torch.tensor([[1.0, 1.0]]), torch.tensor([math.log(10)]))
+    assert float(both) == pytest.approx(math.log1p(math.exp(-10)) + math.log(2), abs=1e-6)
+
+
+def test_prompts_teach_what_is_labelled_and_findings_that_nobody_states_teach_nothing() -> None:
+    model = tiny_alignment()
+    unstated = with_prompts(tiny_pairs(), torch.full((4, 2), float("nan")))
+    loss, metrics = model(unstated)
+    torch.testing.assert_close(loss, model(tiny_pairs())[0])
+    assert float(metrics["prompts"]) == 0.0
+    history = train(model, with_prompts(tiny_pairs(), torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]])), 150, 1e-3)
+    assert history[0]["prompts"] > 1.2  # an even answer to two findings: 1.39
+    assert history[-1]["prompts"] < 0.5
+
+
 def test_batches_move_and_split() -> None:
     pairs, views = tiny_pairs(), tiny_views()
     assert part_of_pairs(pairs, slice(0, 2)).to("cpu").input_ids.shape == (2, 6)

@@ -7,7 +7,17 @@ import pytest
 import torch
 from ctfm import CTFMImageProcessor
 from ctfm.train.data import Crop, CropBatch, ScanSample, collate_crops
-from ctfm.train.views import Placement, ViewConfig, ViewShape, blur, cut_scans, make_views, place_views, sample_hu
+from ctfm.train.views import (
+    Placement,
+    ViewConfig,
+    ViewShape,
+    blur,
+    cut_scans,
+    make_views,
+    place_views,
+    sample_hu,
+    vary_scan,
+)
 from ctfm.volume_ctfm import Volume
 from torch import Tensor
 
@@ -175,6 +185,21 @@ def test_scans_are_cut_as_the_image_processor_cuts_them(spacing: str | tuple[flo
     assert set(cut) == set(processor.model_input_names)
     for name in cut:
         torch.testing.assert_close(cut[name], expected[name], rtol=0, atol=1e-6)
+
+
+def test_a_scan_is_varied_as_one_and_crops_that_hold_nothing_stay_empty() -> None:
+    pixels = torch.full((1, 3, 1, 4, 6, 6), 0.5)
+    pixels[0, 1] = 0
+    brighter = replace(PLAIN, intensity_probability=1, window_shift_hu=(-40, -40), window_scale=(1, 1), gamma=(1, 1))
+    varied = vary_scan(pixels, brighter, seed=3)
+    assert not varied[0, 1].any()
+    torch.testing.assert_close(varied[0, [0, 2]], torch.full((2, 1, 4, 6, 6), 0.52))
+    torch.testing.assert_close(vary_scan(pixels, PLAIN, seed=3), pixels)
+    noisy = replace(PLAIN, noise_probability=1, noise=(0.03, 0.03))
+    noise = vary_scan(pixels, noisy, seed=3) - pixels
+    assert float(noise[0, [0, 2]].std()) == pytest.approx(0.03, rel=0.15)  # of 288 voxels
+    assert not torch.equal(noise[0, 0], noise[0, 2])
+    torch.testing.assert_close(vary_scan(pixels, noisy, seed=3), vary_scan(pixels, noisy, seed=3), rtol=0, atol=0)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""scans and reports -> sigmoid loss and metrics.
+"""scans and reports -> sigmoid loss, a loss on prompts where findings are labelled, and metrics.
 
 Report alignment (SigLIP, Zhai et al. 2023, arXiv:2303.15343) of a whole `CTFMModel`, with the same interface as
 `objective.py`. It runs in two phases with one lineage of checkpoints, since both have the same state: first the local
@@ -30,10 +30,12 @@ class AlignmentConfig:
         local_is_frozen: the first phase (SPECTRE: 10 of 100 epochs, 5,900 of 59,000 steps).
         text_is_frozen: keep the text tower as it is and train its projection alone. A tower with adapters (PEFT) freezes
             itself, so this stays False.
+        prompt_weight: of the loss on prompts, a sum over labelled findings and a mean over scans.
     """
 
     local_is_frozen: bool = True
     text_is_frozen: bool = False
+    prompt_weight: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class AlignmentBatch:
     descriptors: `(b, g, t, 2e)`, as `CTFMVisionOutput.crop_embeds`.
     kept_crops: `(b, kept)`, the crops to encode, from `masking.draw_kept_crops`; None for all.
     input_ids, attention_mask: `(b, tokens)`.
+    labels: `(b, k)`, 1 present, 0 absent, NaN not stated; prompt_ids, prompt_mask: `(2k, tokens)`, a text for "present" of
+        every finding, then one for "absent". All three or none.
     """
 
     input_ids: Tensor
@@ -53,6 +57,9 @@ class AlignmentBatch:
     descriptors: Tensor | None = None
     crop_mask: Tensor | None = None
     kept_crops: Tensor | None = None
+    labels: Tensor | None = None
+    prompt_ids: Tensor | None = None
+    prompt_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.pixel_values is None) == (self.descriptors is None):
@@ -99,6 +106,20 @@ def sigmoid_loss(
     }
 
 
+def prompt_loss(
+    image_embeds: Float[Tensor, "b e"],
+    present_embeds: Float[Tensor, "k e"],
+    absent_embeds: Float[Tensor, "k e"],
+    labels: Float[Tensor, "b k"],
+    logit_scale: Float[Tensor, "1"],
+) -> Float[Tensor, ""]:
+    """Binary cross entropy of the zero-shot answer, the difference of a scan's logits for "present" and for "absent", over
+    the findings that are stated; see `zero-shot-image-classification` in pipeline_ctfm.py."""
+    logits = image_embeds.float() @ (present_embeds - absent_embeds).float().T * logit_scale.exp()
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return losses.masked_fill(labels.isnan(), 0.0).sum(1).mean()
+
+
 class AlignmentObjective(nn.Module):
     """See the module. `model` is trained in place.
 
@@ -133,13 +154,22 @@ class AlignmentObjective(nn.Module):
         model = self.model
         features = self.encode_scans(batch)
         image_embeds = nn.functional.normalize(model.visual_projection(features), dim=-1)
-        text = model.get_text_features(batch.input_ids, batch.attention_mask)
-        assert text.pooler_output is not None
-        text_embeds = nn.functional.normalize(text.pooler_output, dim=-1)
+        text_embeds = self.encode_texts(batch.input_ids, batch.attention_mask)
         scale, bias = model.logit_scale, model.logit_bias
         loss, metrics = sigmoid_loss(image_embeds, text_embeds, scale, bias, self.processes)
+        if batch.labels is not None:
+            present, absent = self.encode_texts(batch.prompt_ids, batch.prompt_mask).chunk(2)
+            prompts = prompt_loss(image_embeds, present, absent, batch.labels, scale)
+            loss = loss + self.config.prompt_weight * prompts
+            metrics |= {"prompts": prompts.detach()}
         # A copy: FSDP frees the gathered parameter that a view would look into.
         return loss, metrics | {"logit_scale": scale.detach().exp()[0], "logit_bias": bias.detach().clone()[0]}
+
+    def encode_texts(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Float[Tensor, "texts e"]:
+        """Embeddings of length 1."""
+        text = self.model.get_text_features(input_ids, attention_mask)
+        assert text.pooler_output is not None
+        return nn.functional.normalize(text.pooler_output, dim=-1)
 
     def encode_scans(self, batch: AlignmentBatch) -> Float[Tensor, "b f"]:
         """Scan features, from the crops that are kept."""

@@ -1,7 +1,7 @@
 """Recipe -> model, tokenizer, image processor; phase -> objective and its batches. What the loop calls without looking in."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -21,10 +21,11 @@ from ..volume_ctfm import Volume
 from .alignment import AlignmentBatch, AlignmentObjective
 from .data import SamplingConfig, Schedule, SourceConfig, StepBatches, hash_numbers, load_crops, load_scans, stay
 from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
-from .labels import LabelObjective
+from .labels import LabelObjective, name_findings, tabulate
 from .masking import draw_kept_crops, draw_token_mask
 from .objective import SelfSupervisionBatch, SelfSupervisionObjective
 from .processes import Processes
+from .prompts import draw_prompts, find_prompts
 from .recipes import AlignmentPhase, Phase, Recipe, SegmentationPhase, SelfSupervisionPhase
 from .reports import vary_report
 from .segmentation import SegmentationBatch, SegmentationObjective
@@ -245,9 +246,11 @@ def build_alignment(
     )
     objective = AlignmentObjective(model, phase.objective, processes).to(device)
     if phase.descriptors_are_cached:
-        encode_sources(schedule, model.vision_model, processor.image_processor, cache, processes)
+        encode_sources(schedule, model.vision_model, processor.image_processor, cache, processes, phase.varied)
         processes.add(torch.zeros(1, device=device))  # until all shards are there
     dataset = DescriptorDataset(schedule, cache)
+    prompts = find_prompts(phase.prompts) if phase.prompts else None
+    findings = name_findings(schedule.manifests, schedule.rows) if prompts else ()
 
     def load(batches: StepBatches, num_workers: int) -> Iterable[Any]:
         if not phase.descriptors_are_cached:
@@ -256,20 +259,25 @@ def build_alignment(
             dataset, batch_sampler=batches, collate_fn=collate_descriptors, num_workers=num_workers, worker_init_fn=stay
         )
 
+    def read(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        words = processor.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=phase.reports.max_tokens, return_tensors="pt"
+        )
+        return words["input_ids"], words["attention_mask"].bool()
+
     def make_batch(loaded: Any) -> AlignmentBatch:
         samples, tensors = loaded if phase.descriptors_are_cached else (loaded, None)
         tensors = tensors or cut_scans(samples, processor.image_processor, device)
-        texts = [vary_report(sample.report, phase.reports, sample.seed) for sample in samples]
-        words = processor.tokenizer(
-            texts, padding=True, truncation=True, max_length=phase.reports.max_tokens, return_tensors="pt"
-        )
+        input_ids, attention_mask = read([vary_report(sample.report, phase.reports, sample.seed) for sample in samples])
+        if prompts is not None:
+            present, absent = draw_prompts(findings, prompts, hash_numbers(recipe.seed, samples[0].seed, 5))
+            tensors["labels"] = tabulate(samples, findings)
+            tensors["prompt_ids"], tensors["prompt_mask"] = read([*present, *absent])
         kept = None
         if phase.kept_crops < 1:
             generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, samples[0].seed, 4))
             kept = draw_kept_crops(tensors["crop_mask"].cpu(), phase.kept_crops, generator)
-        batch = AlignmentBatch(
-            input_ids=words["input_ids"], attention_mask=words["attention_mask"].bool(), kept_crops=kept, **tensors
-        )
+        batch = AlignmentBatch(input_ids=input_ids, attention_mask=attention_mask, kept_crops=kept, **tensors)
         return batch.to(device, non_blocking=True)
 
     vision, crops = model.vision_model.config, mean_crops(schedule, processor.image_processor)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMVisionModel
-from .data import ScanSample, Schedule, read_scan
+from .data import ScanSample, Schedule, hash_numbers, read_scan
 from .processes import Processes
-from .views import cut_scans
+from .views import ViewConfig, cut_scans, vary_scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,18 @@ class DescriptorSample:
     seed: int
     scan_id: str
     report: str
+    labels: dict[str, float]
     descriptors: Tensor  # (g, t, 2e)
     crop_grid: Tensor  # (3,)
 
 
 def encode_sources(
-    schedule: Schedule, vision: CTFMVisionModel, processor: CTFMImageProcessor, folder: Path, processes: Processes
+    schedule: Schedule,
+    vision: CTFMVisionModel,
+    processor: CTFMImageProcessor,
+    folder: Path,
+    processes: Processes,
+    varied: ViewConfig | None = None,
 ) -> None:
     """Encodes all scans that the schedule draws from, each shard by one process. Returns when this process is done."""
     device = next(vision.parameters()).device
@@ -46,17 +52,17 @@ def encode_sources(
         shards = manifest.table.column("shard").to_numpy()[rows]
         for shard in dict.fromkeys(shards.tolist()):
             path = descriptor_path(folder, source, shard)
-            todo.append((path, manifest, rows[shards == shard]))
+            todo.append((path, source, manifest, rows[shards == shard]))
     mine = todo[processes.rank :: processes.count]
     missing = [task for task in mine if not task[0].is_file()]
     was_training = vision.training
     vision.eval()
-    for path, manifest, rows in tqdm(missing, desc="descriptors", unit="shard", disable=processes.rank > 0):
+    for path, source, manifest, rows in tqdm(missing, desc="descriptors", unit="shard", disable=processes.rank > 0):
         tensors: dict[str, Tensor] = {}
         for row in rows:
             scan = manifest[int(row)]
             sample = read_scan(manifest, scan)
-            found, grid = encode_scan(sample, vision, processor, device)
+            found, grid = encode_scan(sample, vision, processor, device, varied, hash_numbers(source, int(row)))
             tensors[f"{scan.scan_id}.descriptors"] = found.half().cpu()
             tensors[f"{scan.scan_id}.crop_grid"] = grid.cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +74,17 @@ def encode_sources(
 
 @torch.no_grad()
 def encode_scan(
-    sample: ScanSample, vision: CTFMVisionModel, processor: CTFMImageProcessor, device: torch.device
+    sample: ScanSample,
+    vision: CTFMVisionModel,
+    processor: CTFMImageProcessor,
+    device: torch.device,
+    varied: ViewConfig | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Descriptors `(g, t, 2e)` and crop grid `(3,)` of one scan."""
     cut = cut_scans([sample], processor, device)
+    if varied is not None:
+        cut["pixel_values"] = vary_scan(cut["pixel_values"], varied, seed)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         found = vision.encode_crops(cut["pixel_values"], output_tokens=False).pooler_output
     assert found is not None
@@ -102,6 +115,7 @@ class DescriptorDataset(Dataset[DescriptorSample]):
             seed=draw.seed,
             scan_id=scan.scan_id,
             report=scan.report,
+            labels=scan.labels,
             descriptors=stored.get_tensor(f"{scan.scan_id}.descriptors"),
             crop_grid=stored.get_tensor(f"{scan.scan_id}.crop_grid"),
         )

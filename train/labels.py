@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
 from .data import ScanSample, SourceConfig, read_scan, select_rows
+from .descriptors import DescriptorSample
 from .objective import Metrics
 from .processes import ALONE, Processes
 from .shards import Manifest
@@ -103,7 +104,7 @@ def name_findings(manifests: Sequence[Manifest], rows: Sequence[np.ndarray]) -> 
     return names
 
 
-def tabulate(samples: Sequence[ScanSample], findings: Sequence[str]) -> Float[Tensor, "b k"]:
+def tabulate(samples: Sequence[ScanSample | DescriptorSample], findings: Sequence[str]) -> Float[Tensor, "b k"]:
     """1 present, 0 absent, NaN not stated."""
     return torch.tensor([[sample.labels.get(name, float("nan")) for name in findings] for sample in samples])
 

@@ -25,6 +25,22 @@ from tqdm import tqdm
 
 from .phantom import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, TRAIN_RANGES, Phantom, make_phantom
 
+# Findings that lie in one lung, pleural space or kidney: the table also says on which side ("Left lung nodule").
+SIDED_NAMES = (
+    "Atelectasis",
+    "Lung nodule",
+    "Lung opacity",
+    "Pulmonary fibrotic sequela",
+    "Pleural effusion",
+    "Consolidation",
+    "Bronchiectasis",
+    "Kidney tumour",
+    "Kidney stone",
+)
+COLUMNS = (
+    *("path", "patient", "split", "report", "segmentation", *FINDING_NAMES),
+    *(f"{side} {name.lower()}" for name in SIDED_NAMES for side in ("Left", "Right")),
+)
 FIRST_HELD_OUT_SEED = 1_000_000
 FIRST_VALIDATION_SEED = 2_000_000
 
@@ -68,7 +84,22 @@ def draw(task: tuple[int, str, PhantomDataset]) -> dict[str, object]:
     write_mha(phantom.segmentation, phantom, drawn)
     row: dict[str, object] = {"path": f"{split}/{path.name}", "patient": f"phantom {seed}", "split": split}
     row["segmentation"] = f"{split}/{drawn.name}"
-    return row | {"report": str(phantom.report)} | {name: phantom.labels[name] for name in FINDING_NAMES}
+    return row | {"report": str(phantom.report)} | label(phantom)
+
+
+def label(phantom: Phantom) -> dict[str, int]:
+    """Columns of the table: 1 for what the scan shows, 0 for the rest.
+
+    >>> named = label(make_phantom(7, shape=(24, 32, 32), findings=["Pleural effusion"]))
+    >>> [name for name, present in named.items() if present]
+    ['Pleural effusion', 'Left pleural effusion']
+    """
+    labels = {name: phantom.labels[name] for name in FINDING_NAMES}
+    for name in SIDED_NAMES:
+        sides = {finding.side for finding in phantom.findings if finding.name == name}
+        for side in ("left", "right"):
+            labels[f"{side.capitalize()} {name.lower()}"] = int(side in sides or "both" in sides)
+    return labels
 
 
 def write_mha(voxels: torch.Tensor, phantom: Phantom, path: Path) -> None:
@@ -109,7 +140,7 @@ def write_dataset(dataset: PhantomDataset) -> Path:
     table = dataset.folder / "table.csv"
     partial = table.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file, bar:
-        writer = csv.DictWriter(file, ["path", "patient", "split", "report", "segmentation", *FINDING_NAMES])
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         if dataset.num_workers == 0:
             rows = map(draw, tasks)

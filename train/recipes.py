@@ -67,6 +67,9 @@ class AlignmentPhase:
         global_batch, micro_batch: pairs; a scan is compared with the reports of its micro-batch over all processes.
         kept_crops: share of a scan's crops that are encoded in a step.
         descriptors_are_cached: the frozen local transformer encodes every scan once, before the phase.
+        varied: with cached descriptors, how the intensities of a scan are varied before: its shifts and noise, since the cache
+            holds one view of every scan; None for not at all.
+        prompts: set of prompts that ask about labelled findings, as "protocol/set"; "" for none.
     """
 
     steps: int
@@ -75,6 +78,8 @@ class AlignmentPhase:
     split: str = "train"
     kept_crops: float = 1.0
     descriptors_are_cached: bool = False
+    varied: ViewConfig | None = None
+    prompts: str = ""
     optimizer: OptimizerConfig
     reports: ReportConfig = ReportConfig()
     objective: AlignmentConfig = AlignmentConfig()
@@ -199,25 +204,37 @@ def phantoms() -> Recipe:
 
 
 def embedded() -> Recipe:
-    """The checkpoint in checkpoints/default, in two hours on one CPU core: label maps of phantoms teach the local transformer,
-    reports the rest. Self-supervision needs far more crops than that time allows.
+    """The checkpoint in checkpoints/default, in two hours on two CPU cores: label maps of phantoms teach the local
+    transformer, reports and prompts about labelled findings the rest. Self-supervision needs far more crops than that time
+    allows.
 
-    Phantoms' reports hold few of the words that people use. The text tower therefore starts from all-MiniLM-L6-v2 (22 million
-    parameters, Apache-2.0), which knows them, and learns through adapters alone. One or two sentences are short, like
-    prompts, and a CPU reads them quickly."""
+    Phantoms' reports hold few of the words that people use. The text tower is therefore all-MiniLM-L6-v2 (22 million
+    parameters, Apache-2.0), which knows them, left as it is under a projection that learns. One or two sentences are short,
+    like prompts, and a CPU reads them quickly."""
+    noisy = {
+        "window_shift_hu": (-20.0, 20.0),
+        "window_scale": (0.95, 1.05),
+        "gamma": (0.96, 1.04),
+        "noise": (0.0, 0.05),
+    }
+    seen = replace(_segmentation(steps=4500, batch=32), objective=SegmentationConfig(crop_weight=0.5))
     recipe = _phantoms(
         "embedded",
         width=216,
         layers=5,
         phases={
-            "segmentation": _segmentation(steps=4000, batch=32),
+            "segmentation": replace(seen, views=replace(seen.views, **noisy)),
             "alignment": replace(
-                _alignment(steps=900, batch=64),
+                _alignment(steps=1500, batch=64),
+                optimizer=_constant_decay(1e-3, 1500),
+                objective=AlignmentConfig(text_is_frozen=True),
+                varied=ViewConfig(noise_probability=0.7, **noisy),
+                prompts="phantoms/ensemble",
                 reports=ReportConfig(excerpt_probability=1.0, longest_excerpt=2, max_tokens=40),
             ),
         },
     )
-    return replace(recipe, text_start="sentence-transformers/all-MiniLM-L6-v2", text_adapter_rank=16)
+    return replace(recipe, text_start="sentence-transformers/all-MiniLM-L6-v2")
 
 
 # Phantoms are seen at 3 mm, in crops of 96 mm with patches of 24 mm: what fits a CPU, and small findings still show.

@@ -188,6 +188,22 @@ def vary_intensity(
     return views.clamp(0, 1)
 
 
+def vary_scan(pixel_values: Tensor, config: ViewConfig, seed: int) -> Tensor:
+    """Crops of one scan `(1, g, 1, D, H, W)` through one window with one noise; crops that hold nothing stay so. Kernels are
+    left as they are: a blur would need the crop beside."""
+    config = replace(config, blur_probability=0.0, sharpen_probability=0.0)
+    crops = pixel_values[0]
+    occupied = crops.flatten(1).any(1)
+    low, high = config.intensity_window
+    hu = low + crops[occupied].flatten(0, 2)[None, None] * (
+        high - low
+    )  # (g, 1, D, H, W) -> (1, 1, g*D, H, W), one view
+    views = vary_intensity(hu, config, [torch.Generator().manual_seed(seed)], [seed], 0)
+    varied = crops.clone()
+    varied[occupied] = views[0, 0].unflatten(0, (-1, *crops.shape[1:3]))
+    return varied[None]
+
+
 def draw_noise(views: Tensor, seeds: Sequence[int], salt: int) -> Tensor:
     """Standard normal, from each sample's own seed, drawn on the device."""
     num_views = len(views) // len(seeds)
