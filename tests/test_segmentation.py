@@ -165,6 +165,16 @@ def test_the_loss_is_the_sum_over_structures_and_the_mean_over_rows() -> None:
     assert presence_loss(logits, present, counted).item() == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_a_rare_structure_weighs_as_much_where_it_is_as_where_it_is_not_up_to_a_bound() -> None:
+    logits, counted = torch.zeros(10, 1), torch.ones(10, 1)
+    present = torch.zeros(10, 1, dtype=torch.bool)
+    present[:2] = True
+    # log(2) each: 8 without, and 2 with 4 times the weight, or 3 where that is the most
+    assert presence_loss(logits, present, counted, 30.0).item() == pytest.approx(1.6 * math.log(2), rel=1e-6)
+    assert presence_loss(logits, present, counted, 3.0).item() == pytest.approx(1.4 * math.log(2), rel=1e-6)
+    assert presence_loss(logits, ~present, counted, 30.0).item() == pytest.approx(math.log(2), rel=1e-6)
+
+
 def test_a_few_steps_tell_bright_patches_from_dark_ones() -> None:
     local = tiny_self_supervision().student.backbone
     objective = SegmentationObjective(local, (1, 2), SegmentationConfig())

@@ -217,16 +217,29 @@ def embedded() -> Recipe:
         "gamma": (0.96, 1.04),
         "noise": (0.0, 0.05),
     }
-    seen = replace(_segmentation(steps=4500, batch=32), objective=SegmentationConfig(crop_weight=0.5))
+    segmentation = _segmentation(steps=2000, batch=32)
+    segmentation = replace(
+        segmentation,
+        objective=SegmentationConfig(crop_weight=0.5),
+        optimizer=replace(segmentation.optimizer, last_learning_rate=9e-4),  # findings follow
+        views=replace(segmentation.views, **noisy),
+    )
+    findings = replace(
+        segmentation,
+        steps=2600,
+        objective=replace(segmentation.objective, rare_weight=30.0),
+        optimizer=replace(segmentation.optimizer, learning_rate=1e-3, last_learning_rate=1e-5, warmup_steps=50),
+    )
     recipe = _phantoms(
         "embedded",
         width=216,
         layers=5,
         phases={
-            "segmentation": replace(seen, views=replace(seen.views, **noisy)),
+            "segmentation": segmentation,
+            "findings": findings,
             "alignment": replace(
-                _alignment(steps=1500, batch=64),
-                optimizer=_constant_decay(1e-3, 1500),
+                _alignment(steps=1200, batch=64),
+                optimizer=_constant_decay(1e-3, 1200),
                 objective=AlignmentConfig(text_is_frozen=True),
                 varied=ViewConfig(noise_probability=0.7, **noisy),
                 prompts="phantoms/ensemble",

@@ -26,11 +26,15 @@ class SegmentationConfig:
     Args:
         patch_weight, crop_weight: of the losses.
         least_voxels: of a structure that a crop holds; fewer at its edge are left out of the crop's loss.
+        rare_weight: where a structure is present weighs as much as where it is absent in a process's batch, but at most so
+            many times as much. With 1 all places weigh alike: organs are then learnt long before findings, which few patches
+            hold.
     """
 
     patch_weight: float = 1.0
     crop_weight: float = 0.2
     least_voxels: int = 3
+    rare_weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +110,10 @@ class SegmentationObjective(nn.Module):
         patch_logits, crop_logits = self.segmenter(batch.pixel_values)
         counts = count_voxels(batch.segmentation, self.segmenter.backbone.config.patch_size, self.structures)
         whole = counts.sum(1)
-        patch_loss = presence_loss(patch_logits, counts > 0, torch.ones_like(counts))
-        crop_loss = presence_loss(
-            crop_logits, whole > 0, ((whole == 0) | (whole >= self.config.least_voxels)).to(counts.dtype)
-        )
+        rare_weight = self.config.rare_weight
+        patch_loss = presence_loss(patch_logits, counts > 0, torch.ones_like(counts), rare_weight)
+        is_clear = (whole == 0) | (whole >= self.config.least_voxels)
+        crop_loss = presence_loss(crop_logits, whole > 0, is_clear.to(counts.dtype), rare_weight)
         loss = self.config.patch_weight * patch_loss + self.config.crop_weight * crop_loss
         return loss, {"patch": patch_loss.detach(), "crop": crop_loss.detach()}
 
@@ -118,8 +122,10 @@ class SegmentationObjective(nn.Module):
 
 
 def presence_loss(
-    logits: Float[Tensor, "*rows k"], present: Tensor, counted: Float[Tensor, "*rows k"]
+    logits: Float[Tensor, "*rows k"], present: Tensor, counted: Float[Tensor, "*rows k"], rare_weight: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Binary cross entropy, summed over structures, mean over rows."""
+    """Binary cross entropy, summed over structures, mean over rows; see `SegmentationConfig.rare_weight`."""
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), present.float(), reduction="none")
-    return (losses * counted).sum(-1).mean()
+    shares = (present.float() * counted).flatten(0, -2).mean(0)
+    weights = ((1 - shares) / shares.clamp(min=1e-6)).clamp(1.0, rare_weight)  # of a structure's places, each
+    return (losses * counted * torch.where(present, weights, 1.0)).sum(-1).mean()
