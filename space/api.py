@@ -5,6 +5,7 @@ quick. A docstring here is what a client and a language model read.
 """
 
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -244,31 +245,42 @@ class errors_told:
 
 
 def tell(language: str, error: UploadError) -> gr.Error:
-    from html import escape
-
     message = f"{say(language, error.key)} {escape(error.detail)}".strip()
     return gr.Error(message, title=say(language, "error"), duration=15, print_exception=False)
 
 
 def paths_of(files: Any) -> list[str]:
-    """Where a file lies that a client sent: a `FileData`, its JSON, a path or an address, or a list of those."""
-    if files is None:
-        return []
+    """Where the uploads lie that a client named: a `FileData`, its JSON, a path or an address, or a list of those.
+
+    Raises:
+        UploadError: one is no upload of this Space. A client may write any path, and what is taken is moved and deleted.
+    """
     listed = files if isinstance(files, list | tuple) else [files]
-    paths = [
-        file if isinstance(file, str) else file["path"] if isinstance(file, dict) else file.path for file in listed
-    ]
-    return [bring_address(path) if path.startswith(("http://", "https://")) else path for path in paths]
+    return [path_of(file) for file in listed if file is not None]
+
+
+def path_of(file: Any) -> str:
+    path = file.get("path") if isinstance(file, dict) else getattr(file, "path", file)
+    if not isinstance(path, str):
+        raise UploadError("error_no_file")
+    if path.startswith(("http://", "https://")):
+        return bring_address(path)
+    if not is_upload(path):
+        raise UploadError("error_upload_gone")
+    return path
+
+
+def is_upload(path: str) -> bool:
+    return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
 
 
 def bring_address(address: str) -> str:
     """An MCP client names a file by its address: an upload of this Space, or a public one, never one of its private network."""
-    uploads = Path(get_upload_folder())
-    own = Path(address.partition("/gradio_api/file=")[2]).resolve()
-    if own.is_relative_to(uploads.resolve()) and own.is_file():
-        return str(own)
+    own = address.partition("/gradio_api/file=")[2]
+    if own and is_upload(own) and Path(own).is_file():
+        return own
     try:
-        return ssrf_protected_download(address, str(uploads))
+        return ssrf_protected_download(address, get_upload_folder())
     except (httpx.HTTPError, ValueError, OSError):
         raise UploadError("error_upload_gone") from None
 

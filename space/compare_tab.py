@@ -43,25 +43,26 @@ def add_compare_tab(
     changes = gr.HTML(elem_id="changes", apply_default_css=False)
 
     def compare_paths(first: list[str], second: list[str], tongue: str, progress: gr.Progress, keep: bool) -> tuple:
-        with errors_told(tongue):
-            shown, analyses = [], []
-            for part, paths in enumerate((first, second)):
-                scan, analysis = service.open(
-                    paths,
-                    report=lambda share, stage, part=part: progress((part + share) / 2, desc=say(tongue, stage)),
-                    keep=keep,
-                )
-                shown.append(viewer_state(tongue, write_view(scan, service.work)))
-                analyses.append(analysis)
+        shown, analyses = [], []
+        for part, paths in enumerate((first, second)):
+            scan, analysis = service.open(
+                paths,
+                report=lambda share, stage, part=part: progress((part + share) / 2, desc=say(tongue, stage)),
+                keep=keep,
+            )
+            shown.append(viewer_state(tongue, write_view(scan, service.work)))
+            analyses.append(analysis)
         cosine = float(analyses[0].embedding @ analyses[1].embedding)
         return *shown, changes_table(tongue, compare(analyses[0].findings, analyses[1].findings), cosine)
 
     def compare_uploads(first, second, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
-        return None, None, *compare_paths(paths_of(first), paths_of(second), tongue, progress, keep=False)
+        with errors_told(tongue):
+            return None, None, *compare_paths(paths_of(first), paths_of(second), tongue, progress, keep=False)
 
     def compare_examples(tongue, progress=gr.Progress()):  # noqa: B008
         earlier, now = ([str(examples[name])] for name in ("example_prior", "example"))
-        return compare_paths(earlier, now, tongue, progress, keep=True)
+        with errors_told(tongue):
+            return compare_paths(earlier, now, tongue, progress, keep=True)
 
     settings: dict[str, Any] = {"show_progress_on": changes, "api_visibility": "private", **limit}
     done = (

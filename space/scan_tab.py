@@ -91,8 +91,8 @@ def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
     state = gr.JSON(viewer_state("en"), visible=False)
     with gr.Row(elem_classes="scan"):
         with gr.Column(scale=2, min_width=300):
-            files = gr.File(label=say("en", "files"), file_count="multiple", elem_id="files", height=170)
-            folder = gr.File(label=say("en", "folder"), file_count="directory", elem_id="folder", height=140)
+            files = gr.File(label=say("en", "files"), file_count="multiple", elem_id="files", height=180)
+            folder = gr.File(label=say("en", "folder"), file_count="directory", elem_id="folder", height=150)
             limits = gr.Markdown(say("en", "limits"), elem_classes="quiet")
             guide = gr.Markdown(say("en", "examples"), elem_classes="quiet", visible=bool(examples))
             with gr.Row(visible=bool(examples)):
@@ -189,13 +189,13 @@ class ScanEvents:
         self.service = service
 
     def open(
-        self, paths: list[str] | None, session: Session | None, language: str, progress: gr.Progress, keep: bool = False
+        self, files: list[str] | None, session: Session | None, language: str, progress: gr.Progress, keep: bool = False
     ) -> tuple:
         """A new upload, or an example of the Space's own (`keep`): session, read-out, series, button, then empty results."""
         forget(session)
         progress(0.1, desc=say(language, "stage_receive"))
         with errors_told(language):
-            upload = self.service.receive(paths_of(paths), keep)
+            upload = self.service.receive(files if keep and files else paths_of(files), keep)
             return self.read(Session(upload=upload), None, language, progress)
 
     def read(self, session: Session, number: int | None, language: str, progress: gr.Progress) -> tuple:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel, CTFMProcessor
+from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel, CTFMProcessor, Volume
 from ctfm.train.dicom_series import write_dicom_series
 from ctfm.train.gallery import GalleryConfig, index, write_examples
 
-from tests.phantoms import canonical_affine, phantom_hu
+from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 from tests.tiny import tiny_config, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ class Space:
     url: str
     work: Path
     log: Path
-    folder: Path
+    checkpoint: Path
 
 
 def save_stand_in(folder: Path) -> Path:
@@ -74,9 +75,73 @@ def write_study(path: Path, seeds: tuple[int, ...] = (0,)) -> Path:
     return path
 
 
+def write_large_scan(path: Path) -> Path:
+    """60 slices of 480 x 480 voxels of 1 mm, which pack well: reading and encoding them takes seconds."""
+    hu = phantom_hu((12, 48, 48)).repeat(5, 0).repeat(10, 1).repeat(10, 2)
+    Volume(hu=hu, affine=canonical_affine((5.0, 1.0, 1.0))).to_nifti(path)
+    return path
+
+
+# ---- what is uploaded in bad faith, or by mistake ----
+
+
+def bomb(folder: Path, name: str) -> Path:
+    with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(200 * 2**20))
+    return folder / f"{name}.zip"
+
+
+def climbing(folder: Path, name: str) -> Path:
+    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+        archive.writestr("../../outside", "x")
+    return folder / f"{name}.zip"
+
+
+def linked(folder: Path, name: str) -> Path:
+    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+        link = zipfile.ZipInfo("link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    return folder / f"{name}.zip"
+
+
+def cut(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.nii.gz"
+    phantom_volume().to_nifti(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def letter(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.zip"
+    path.write_bytes(b"%PDF-1.4 a letter")
+    return path
+
+
+def empty(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.dcm"
+    path.write_bytes(b"")
+    return path
+
+
+HOSTILE = {  # -> key of texts.py, and a part of the reason
+    bomb: ("error_unsafe", "times its size"),
+    climbing: ("error_unsafe", "climbs out"),
+    linked: ("error_unsafe", "symbolic link"),
+    cut: ("error_damaged", "ends early"),
+    letter: ("error_unsupported", "no CT scan"),
+    empty: ("error_unsupported", "no CT scan"),
+}
+
+
+# ---- the process ----
+
+
 @contextlib.contextmanager
-def run_space(folder: Path, checkpoint: Path, scratch: Path) -> Iterator[Space]:
-    """Starts `python app.py` and waits until it answers."""
+def run_space(scratch: Path) -> Iterator[Space]:
+    """Starts `python app.py` of a copy of the Space, on a stand-in checkpoint, and waits until it answers."""
+    checkpoint = save_stand_in(scratch / "checkpoint")
+    folder = copy_space(scratch / "space", checkpoint)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +161,7 @@ def run_space(folder: Path, checkpoint: Path, scratch: Path) -> Iterator[Space]:
             url = f"http://127.0.0.1:{port}"
             wait_for(url, process, log)
             (work,) = temporary.glob("ctfm-space-*")
-            yield Space(url=url, work=work, log=log, folder=folder)
+            yield Space(url=url, work=work, log=log, checkpoint=checkpoint)
         finally:
             process.terminate()
             process.wait(30)

@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import stat
 import time
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ctfm import volume_ctfm
 
 from tests.phantoms import phantom_volume
-from tests.space_process import SECRET, write_study
+from tests.space_process import HOSTILE, SECRET, write_study
 from uploads import Intake, Scan, ScanCache, UploadError, read_scan, scan_key, sweep
 
 
@@ -81,50 +80,11 @@ def test_several_series_are_a_choice_and_nothing_is_chosen(intake: Intake, tmp_p
         read_scan(upload, 7, volume_ctfm, time.perf_counter)
 
 
-def bomb(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", bytes(200 * 2**20))
-
-
-def climbing(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("../../outside", "x")
-
-
-def linked(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        link = zipfile.ZipInfo("link")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(link, "/etc/passwd")
-
-
-def cut(path: Path) -> None:
-    phantom_volume().to_nifti(path.with_suffix(".nii.gz"))
-    path.write_bytes(path.with_suffix(".nii.gz").read_bytes()[:2000])
-
-
-def letter(path: Path) -> None:
-    path.write_bytes(b"%PDF-1.4 a letter")
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-HOSTILE = {
-    bomb: ("error_unsafe", "times its size"),
-    climbing: ("error_unsafe", "climbs out"),
-    linked: ("error_unsafe", "symbolic link"),
-    cut: ("error_damaged", "ends early"),
-    letter: ("error_unsupported", "no CT scan"),
-    empty: ("error_unsupported", "no CT scan"),
-}
-
-
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_a_hostile_upload_is_refused_with_its_reason_and_leaves_nothing(make, intake: Intake, tmp_path: Path) -> None:
-    path = tmp_path / f"{SECRET}{'.nii.gz' if make is cut else '.zip'}"
-    make(path)
+def test_a_hostile_upload_is_refused_with_its_reason_and_leaves_nothing(
+    make: Callable[[Path, str], Path], intake: Intake, tmp_path: Path
+) -> None:
+    path = make(tmp_path, SECRET)
     key, reason = HOSTILE[make]
     with pytest.raises(UploadError, match=key) as told:
         read(intake, path)

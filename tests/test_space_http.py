@@ -1,0 +1,258 @@
+"""The Space over HTTP: its functions for programs and language models, its limits, and what it leaves behind."""
+
+import asyncio
+import gzip
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ctfm import read_volume
+
+from analysis import Analyser
+from loading import Source, load_weights
+from tests.space_process import HOSTILE, ROOT, SECRET, Space, run_space, write_large_scan, write_study
+from texts import TEXTS
+from uploads import Scan
+
+gradio_client = pytest.importorskip("gradio_client", reason="the extra [space] is not installed")
+httpx = pytest.importorskip("httpx")
+nibabel = pytest.importorskip("nibabel")
+
+FUNCTIONS = {
+    "inspect_scan", "find", "query", "heat_map", "embed", "similar_scans", "compare_scans", "report_check",
+}  # fmt: skip
+QUEUE_SIZE = 32  # of space/app.py
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    with run_space(tmp_path_factory.mktemp("space")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(space: Space, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return gradio_client.Client(
+        space.url,
+        verbose=False,
+        download_files=str(tmp_path_factory.mktemp("downloads")),
+        httpx_kwargs={"timeout": 600},  # a busy machine is no failure
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zip of one DICOM series; the name of the file, a folder in it and the headers name a patient."""
+    return write_study(tmp_path_factory.mktemp("study") / f"{SECRET}.zip")
+
+
+@pytest.fixture(scope="module")
+def two_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("study") / f"{SECRET}.zip", seeds=(0, 1))
+
+
+def files_of(*paths: Path) -> list[Any]:
+    return [gradio_client.handle_file(path) for path in paths]
+
+
+def post(space: Space, function: str, *arguments: object) -> Any:
+    return httpx.post(f"{space.url}/gradio_api/call/{function}", json={"data": arguments}, timeout=600)
+
+
+def outcome(space: Space, function: str, *arguments: object) -> str:
+    """What the server says at the end of a call whose JSON is written by hand."""
+    number = post(space, function, *arguments).json()["event_id"]
+    return httpx.get(f"{space.url}/gradio_api/call/{function}/{number}", timeout=600).text
+
+
+def kept(space: Space) -> set[Path]:
+    return {path for path in space.work.rglob("*") if path.is_file()}
+
+
+# ---- the functions ----
+
+
+def test_the_public_functions_are_these_and_every_one_declares_its_json(client: Any) -> None:
+    endpoints = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
+    assert {name.removeprefix("/") for name in endpoints} == FUNCTIONS
+    for name, endpoint in endpoints.items():
+        assert endpoint["returns"][0]["type"], name
+
+
+def test_findings_over_http_equal_the_packages_and_a_second_look_computes_nothing(
+    client: Any, space: Space, study: Path
+) -> None:
+    weights = load_weights(Source(model=str(space.checkpoint)))
+    scan = Scan(key="here", volume=read_volume(study), read_seconds=0.0)
+    analysis = Analyser(weights).analyse(scan)
+    answer = client.predict(files_of(study), api_name="/find")
+    assert answer["scan"]["shape"] == list(scan.volume.hu.shape)
+    assert [f["label"] for f in answer["findings"]] == [f.label for f in analysis.findings]
+    for there, here in zip(answer["findings"], analysis.findings, strict=True):
+        assert there["probability"] == pytest.approx(here.probability, abs=1e-5)
+        assert there["interval"] == pytest.approx(here.interval, abs=1e-5)
+        assert there["verdict"] == here.verdict
+        assert there["strongest_place"]["mm"] == pytest.approx(here.place.mm, abs=0.051)
+    assert client.predict(files_of(study), api_name="/find") == answer  # the seconds it took, too
+    embedding = client.predict(files_of(study), api_name="/embed")["embedding"]
+    np.testing.assert_allclose(embedding, analysis.embedding, atol=1e-5)
+
+
+def test_a_sentence_gets_a_similarity_and_an_empty_one_is_refused(client: Any, study: Path) -> None:
+    answer = client.predict(files_of(study), "Pleural effusion.", api_name="/query")
+    assert -1 <= answer["similarity"] <= 1
+    assert answer["strongest_place"]["level"] in ("lower", "middle", "upper")
+    with pytest.raises(gradio_client.exceptions.AppError, match=TEXTS["error_no_text"][0]):
+        client.predict(files_of(study), "  ", api_name="/query")
+
+
+def test_a_heat_map_comes_on_the_scans_own_voxels_and_names_nobody(client: Any, study: Path) -> None:
+    path = Path(client.predict(files_of(study), "Lung nodule", api_name="/heat_map"))
+    image, volume = nibabel.load(path), read_volume(study)
+    assert image.shape == volume.hu.shape[::-1]
+    np.testing.assert_allclose(image.affine, volume.affine[:, [2, 1, 0, 3]], atol=1e-3)
+    assert np.ptp(image.get_fdata()) > 0
+    assert SECRET.encode() not in gzip.decompress(path.read_bytes())
+    assert SECRET not in path.name
+
+
+def test_of_several_series_one_has_to_be_chosen(client: Any, two_series: Path) -> None:
+    listed = client.predict(files_of(two_series), api_name="/inspect_scan")
+    assert listed["scan"] is None
+    sizes = {series["number"]: series["shape"][0] for series in listed["series"]}
+    assert sorted(sizes.values()) == [20, 21]
+    with pytest.raises(gradio_client.exceptions.AppError, match=TEXTS["error_choose_series"][0]):
+        client.predict(files_of(two_series), api_name="/find")
+    for number, size in sizes.items():
+        assert client.predict(files_of(two_series), number, api_name="/inspect_scan")["scan"]["shape"][0] == size
+
+
+def test_two_scans_are_compared(client: Any, study: Path, tmp_path: Path) -> None:
+    other = write_study(tmp_path / "other.zip", seeds=(2,))
+    answer = client.predict(files_of(study), files_of(other), api_name="/compare_scans")
+    assert {change["label"] for change in answer["changes"]} == {"Pleural effusion", "Lung nodule", "Cardiomegaly"}
+    assert 0 < answer["embedding_cosine"] < 1
+    assert {change["change"] for change in answer["changes"]} <= {"new", "resolved", "more", "less", "same", "unclear"}
+
+
+def test_the_language_models_tools_are_the_same_functions_and_one_answers(space: Space, study: Path) -> None:
+    pytest.importorskip("mcp", reason="the extra [space] is not installed")
+    names: dict[str, Any] = {"url": space.url}
+    exec(compile(card_blocks()[-1], "space/README.md, MCP", "exec"), names)
+    with study.open("rb") as file:
+        (path,) = httpx.post(f"{space.url}/gradio_api/upload", files={"files": file}, timeout=600).json()
+    *tools, answer = asyncio.run(names["ask"](f"{space.url}/gradio_api/file={path}"))
+    assert {tool.rpartition("ctfm_")[2] for tool in tools} >= FUNCTIONS
+    assert "Pleural effusion" in answer
+
+
+def card_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "space" / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_examples_of_the_card_run(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_study(tmp_path / "chest.zip")
+    write_study(tmp_path / "chest_prior.zip", seeds=(2,))
+    write_study(tmp_path / "two_series.zip", seeds=(0, 1))
+    shutil.copy(ROOT / "tests" / "fixtures" / "reporting" / "walking.md", tmp_path / "trial.md")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"url": space.url}
+    blocks = card_blocks()
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"space/README.md, python block {number + 1}", "exec"), names)
+    assert names["report"]["items"]
+    assert len(names["series"]) == 2
+
+
+# ---- what must not work ----
+
+
+def test_ten_hostile_uploads_at_once_are_refused_with_their_reasons_and_it_goes_on_serving(
+    client: Any, space: Space, study: Path, tmp_path: Path
+) -> None:
+    before = kept(space)
+    made: list[tuple[Callable[[Path, str], Path], Any]] = []
+    for number, make in enumerate([*HOSTILE, *HOSTILE][:10]):
+        (tmp_path / str(number)).mkdir()
+        made.append((make, client.submit(files_of(make(tmp_path / str(number), SECRET)), api_name="/find")))
+    for make, job in made:
+        key, reason = HOSTILE[make]
+        with pytest.raises(gradio_client.exceptions.AppError) as told:
+            job.result(timeout=600)
+        assert str(told.value).startswith(TEXTS[key][0]), make.__name__
+        assert reason in str(told.value)
+        assert SECRET not in str(told.value)
+    assert client.predict(files_of(study), api_name="/find")["findings"]
+    assert kept(space) == before
+
+
+@pytest.mark.parametrize("named", [str, lambda path: {"path": path}, lambda path: f"{path}/../../space/app.py"])
+def test_a_path_on_the_server_is_no_upload(named: Callable[[str], object], space: Space) -> None:
+    """A client may write any path into the JSON, and what the Space takes it moves and deletes."""
+    example = space.checkpoint.parent / "space" / "examples" / "chest.zip"
+    for function in ("find", "inspect_scan"):
+        told = outcome(space, function, [named(str(example))], -1)
+        assert told.startswith("event: error"), told
+    told = outcome(space, "report_check", named(str(space.checkpoint / "config.json")), False)
+    assert told.startswith("event: error"), told
+    assert example.is_file()
+    assert (space.checkpoint / "config.json").is_file()
+    assert (space.checkpoint.parent / "space" / "app.py").is_file()
+
+
+@pytest.mark.parametrize("files", [[], None, [7], [{"url": "x"}], ["http://127.0.0.1:1/x.zip"], ["/nowhere"]])
+def test_what_names_no_file_is_refused_in_a_sentence(files: object, space: Space) -> None:
+    told = outcome(space, "find", files, -1)
+    assert told.startswith("event: error")
+    assert any(TEXTS[key][0] in told for key in ("error_no_file", "error_upload_gone"))
+
+
+def test_while_it_computes_the_page_answers_and_the_queue_is_bounded(
+    client: Any, space: Space, study: Path, tmp_path: Path
+) -> None:
+    long = client.submit(files_of(write_large_scan(tmp_path / "large.nii.gz")), api_name="/find")
+    while client_is_uploading(long):
+        pass
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(pool.map(lambda _: post(space, "find", [], -1).status_code, range(QUEUE_SIZE + 16)))
+    assert codes.count(503) >= 8
+    assert httpx.get(space.url, timeout=600).status_code == 200
+    assert not long.done()
+    assert long.result(timeout=600)["findings"]
+    assert client.predict(files_of(study), api_name="/find")["findings"]
+
+
+def client_is_uploading(job: Any) -> bool:
+    return job.status().code.name in ("STARTING", "JOINING_QUEUE", "SENDING_DATA")
+
+
+# ---- what is left behind ----
+
+
+def test_nobody_is_named_in_an_answer_a_download_or_the_log_and_uploads_are_gone(
+    client: Any, space: Space, study: Path, two_series: Path
+) -> None:
+    before = kept(space)
+    answers = [
+        client.predict(files_of(two_series), api_name="/inspect_scan"),
+        client.predict(files_of(study), api_name="/inspect_scan"),
+        client.predict(files_of(study), api_name="/find"),
+        client.predict(files_of(study), "Effusion", api_name="/query"),
+        client.predict(files_of(study), 3, api_name="/similar_scans"),
+        client.predict(files_of(study), files_of(study), api_name="/compare_scans"),
+    ]
+    assert SECRET not in json.dumps(answers).upper()
+    assert SECRET not in space.log.read_text().upper()
+    assert "Traceback" not in space.log.read_text()
+    assert kept(space) == before
+    for path in kept(space):  # downloads that were made before and not fetched yet
+        assert SECRET not in str(path).upper()
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        assert SECRET.encode() not in content.upper(), path.name
