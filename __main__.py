@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
 from .configuration_ctfm import CTFMVisionConfig
 from .image_processing_ctfm import SPACING_PRESETS, CTFMBatchFeature, CTFMImageProcessor
 from .modeling_ctfm import CTFMModel, CTFMVisionModel
+from .pipeline_ctfm import CTFMZeroShotPipeline
 from .studies_ctfm import find_scans
 from .volume_ctfm import AmbiguousSeriesError, Volume, VolumeError, read_volume
 
@@ -268,12 +269,33 @@ def demo(scan: Path | None, out: Path, model_id: str, series_uid: str | None, sp
     air = sum(not crop.any() for crop in inputs.pixel_values[0])
     grid = " x ".join(map(str, inputs.crop_grid[0].tolist()))
     print(f"weights      {name}")
+    if isinstance(model, CTFMModel) and model.config.calibration:
+        print_findings(model, model_id, output.pooler_output)
     print(f"crops        {grid} = {crops}, of which {air} hold nothing but air and are encoded once")
     print(f"features     scan {tuple(output.pooler_output.shape)}, dense {tuple(output.dense_features.shape)}")
     print("time         " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
     print(f"pictures     {out / 'planes.png'}, {out / 'components.png'}")
     print("\nResearch only: not for diagnosis or any decision about a patient.")
     return 0
+
+
+def print_findings(model: CTFMModel, model_id: str, scan_features: torch.Tensor) -> None:
+    """What the checkpoint is calibrated for, the likeliest first; one line for all that it says are absent."""
+    grade = CTFMZeroShotPipeline(
+        model, tokenizer=AutoTokenizer.from_pretrained(model_id), image_processor=CTFMImageProcessor()
+    )
+    with torch.inference_mode():
+        embeds = torch.nn.functional.normalize(model.visual_projection(scan_features), dim=-1)
+    rows = grade.postprocess({"image_embeds": embeds}, list(model.config.calibration or {}))
+    rows.sort(key=lambda row: -row["probability"])
+    heading = "findings"
+    for row in rows:
+        if row["verdict"] != "absent":
+            low, high = row["interval"]
+            print(f"{heading:12} {row['probability']:.2f} ({low:.2f} to {high:.2f})  {row['label']}: {row['verdict']}")
+            heading = ""
+    absent = [row["label"] for row in rows if row["verdict"] == "absent"]
+    print(f"{heading:12} absent: {', '.join(absent) if absent else 'none'}")
 
 
 @contextmanager

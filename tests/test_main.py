@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ctfm import CTFMImageProcessor, CTFMModel, CTFMVisionModel, read_volume
+from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, CTFMVisionModel, read_volume
 from ctfm.__main__ import main
 from ctfm.train.dicom_series import write_dicom_series
 from safetensors.torch import load_file
 
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,32 @@ def read_first_uid(folder: Path) -> str:
     import pydicom
 
     return str(pydicom.dcmread(next(file for file in sorted(folder.rglob("*")) if file.is_file())).SeriesInstanceUID)
+
+
+def test_demo_grades_the_findings_that_a_checkpoint_is_calibrated_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flat = {"slope": 0.0, "intercept_variance": 0.0, "slope_variance": 0.0, "covariance": 0.0}
+    limits = {"unsure_low": 0.2, "unsure_high": 0.8}
+    torch.manual_seed(0)
+    model = CTFMModel(tiny_config())
+    model.config.calibration = {
+        name: flat | limits | {"intercept": intercept}
+        for name, intercept in (("Ascites", -3.0), ("Lung nodule", 0.0), ("Emphysema", 3.0), ("Kidney stone", -4.0))
+    }
+    model.save_pretrained(tmp_path / "dual")
+    image_processor = CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native")
+    CTFMProcessor(image_processor, tiny_tokenizer()).save_pretrained(tmp_path / "dual")
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    arguments = ["demo", str(tmp_path / "scan.nii"), "--out", str(tmp_path / "out"), "--model", str(tmp_path / "dual")]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("findings"))
+    assert [line[13:] for line in lines[first : first + 3]] == [
+        "0.95 (0.95 to 0.95)  Emphysema: present",
+        "0.50 (0.50 to 0.50)  Lung nodule: not sure",
+        "absent: Ascites, Kidney stone",
+    ]
 
 
 def test_demo_draws_a_scan(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
