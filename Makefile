@@ -7,7 +7,7 @@ CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space test lint checkpoint evaluate clean
+.PHONY: help setup demo space test lint train-demo checkpoint evaluate clean
 
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
@@ -15,6 +15,7 @@ help:
 	@echo "make space             bring what the Space shows: the viewer (npm), examples and gallery"
 	@echo "make test              run the tests"
 	@echo "make lint              ruff and pyright"
+	@echo "make train-demo        pretrain a tiny model on phantoms from end to end (minutes; to runs/train_demo)"
 	@echo "make checkpoint        draw phantoms, train checkpoints/default on them again, measure it, fill its card (three hours, two cores)"
 	@echo "make evaluate          draw held-out phantoms and measure checkpoints/default on them (hours; to runs/evaluated)"
 	@echo "make setup             build .venv and stop"
@@ -51,6 +52,28 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# A pretraining from end to end, which may be killed and started again: scans, shards, self-supervision, label maps and alignment
+# (recipe "demo"), metrics, the folder of the checkpoint, and a process without this package that loads what was exported.
+TRAIN_DEMO ?= runs/train_demo
+TRAIN_DEMO_SCANS ?= --num-train 128 --num-validation 48 --num-held-out 64 --shape 64 96 96 --num-workers 2
+$(TRAIN_DEMO)/phantoms/table.csv: | setup
+	$(BIN)/python -m ctfm.train.phantom_dataset $(TRAIN_DEMO)/phantoms $(TRAIN_DEMO_SCANS)
+
+$(TRAIN_DEMO)/prepared/fingerprint.json: $(TRAIN_DEMO)/phantoms/table.csv
+	$(BIN)/python -m ctfm.train.prepare csv $< $(TRAIN_DEMO)/prepared --num-workers 2
+
+$(TRAIN_DEMO)/run/finished: $(TRAIN_DEMO)/prepared/fingerprint.json
+	$(BIN)/python -m ctfm.train.pretrain demo --out $(TRAIN_DEMO)/run --data $(TRAIN_DEMO)/prepared
+
+train-demo: $(TRAIN_DEMO)/run/finished
+	$(BIN)/python -m ctfm.train.evaluate $(TRAIN_DEMO)/run/exported --data $(TRAIN_DEMO)/prepared \
+		--out $(TRAIN_DEMO)/evaluated --random
+	$(BIN)/python -m ctfm.train.record $(TRAIN_DEMO)/run $(TRAIN_DEMO)/checkpoint
+	mkdir -p $(TRAIN_DEMO)/loaded
+	$(BIN)/python -I train/load_check.py $(TRAIN_DEMO)/run/exported main \
+		$(TRAIN_DEMO)/phantoms/held_out/1000000.mha $(TRAIN_DEMO)/loaded
+	@echo "Checkpoint: $(TRAIN_DEMO)/run/exported. Metrics: $(TRAIN_DEMO)/evaluated/metrics.json. It proves that the machinery runs."
 
 # Phantoms come from their seeds, so these are the scans that checkpoints/default was trained and measured on.
 TEXT_TOWER := sentence-transformers/all-MiniLM-L6-v2

@@ -47,35 +47,38 @@ class ProbeSet:
 
 @torch.no_grad()
 def encode_split(
-    model: CTFMModel | CTFMVisionModel,
+    models: Sequence[CTFMModel | CTFMVisionModel],
     processor: CTFMImageProcessor,
     manifest: Manifest,
     split: str,
     num_scans: int,
-) -> ProbeSet:
-    """Features are the mean and the largest value of the local transformer's crop descriptors."""
-    vision = model.vision_model if isinstance(model, CTFMModel) else model
-    device = next(vision.parameters()).device
-    features, embeds, labels = [], [], []
+) -> list[ProbeSet]:
+    """The first scans of a split, read once for all models. Features are the mean and the largest value of the local
+    transformer's crop descriptors."""
+    device = next(models[0].parameters()).device
+    features, embeds, labels = [[] for _ in models], [[] for _ in models], []
     rows = select_rows(manifest, SourceConfig(folder=manifest.folder, split=split))[:num_scans]
+    if not len(rows):
+        raise ValueError(f"{manifest.folder} has no scan of split {split!r}; prepare some, or leave the probe out.")
     for row in rows:
         scan = manifest[int(row)]
         batch = cut_scans([read_scan(manifest, scan)], processor, device)
-        output = vision(**batch)
-        crops = output.crop_embeds[0].flatten(0, 1).float()
-        features.append(torch.cat((crops.mean(0), crops.amax(0))).cpu().numpy())
         labels.append(scan.labels)
-        if isinstance(model, CTFMModel):
-            projected = model.visual_projection(output.pooler_output)
-            embeds.append(torch.nn.functional.normalize(projected.float(), dim=-1)[0].cpu().numpy())
+        for model, own_features, own_embeds in zip(models, features, embeds, strict=True):
+            output = (model.vision_model if isinstance(model, CTFMModel) else model)(**batch)
+            crops = output.crop_embeds[0].flatten(0, 1).float()
+            own_features.append(torch.cat((crops.mean(0), crops.amax(0))).cpu().numpy())
+            if isinstance(model, CTFMModel):
+                projected = model.visual_projection(output.pooler_output)
+                own_embeds.append(torch.nn.functional.normalize(projected.float(), dim=-1)[0].cpu().numpy())
     findings = tuple(sorted(labels[0]))
     table = np.array([[row[name] for name in findings] for row in labels])
-    return ProbeSet(
-        features=np.array(features),
-        labels=table,
-        findings=findings,
-        image_embeds=np.array(embeds) if embeds else None,
-    )
+    return [
+        ProbeSet(
+            features=np.array(own), labels=table, findings=findings, image_embeds=np.array(joint) if joint else None
+        )
+        for own, joint in zip(features, embeds, strict=True)
+    ]
 
 
 def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -131,8 +134,8 @@ def probe(
 ) -> dict[str, float]:
     """Macro AUROC on held-out scans: nearest neighbours, linear probe and, of a dual encoder, zero-shot."""
     cutter = processor.image_processor if isinstance(processor, CTFMProcessor) else processor
-    train = encode_split(model, cutter, manifest, "train", num_train)
-    test = encode_split(model, cutter, manifest, "held_out", num_test)
+    (train,) = encode_split([model], cutter, manifest, "train", num_train)
+    (test,) = encode_split([model], cutter, manifest, "held_out", num_test)
     found = {
         "knn/macro_auroc": macro_auroc(knn_scores(train, test), test.labels),
         "linear/macro_auroc": macro_auroc(linear_scores(train, test), test.labels),

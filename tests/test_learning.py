@@ -1,0 +1,63 @@
+"""The curve of a run: its points, and the picture."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from ctfm.train import learning
+from ctfm.train import pretrain as loop
+from ctfm.train.probe import ProbeSet
+from PIL import Image
+
+from tests.tiny_training import tiny_data, tiny_recipe
+
+
+def test_every_checkpoint_is_asked_and_rows_of_the_same_phase_make_place(tmp_path: Path) -> None:
+    data, recipe = tiny_data(tmp_path, num_train=20, num_held_out=20), tiny_recipe(2)
+    recipe = replace(recipe, phases={name: recipe.phases[name] for name in ("self_supervision", "alignment")})
+    out, points = tmp_path / "run", tmp_path / "points.json"
+    loop.pretrain(loop.Run(recipe=recipe, out=out, data=(str(data),), save_every=1, keep_last=9), Accelerator(cpu=True))
+    other = {"run": "tiny", "phase": "segmentation", "step": 0}
+    learning.replace_rows([other, {"run": "tiny", "phase": "alignment", "step": 99}], points)
+    asked = ["--fit", f"{data}@train", "--test", f"{data}@held_out", "--fit-scans", "15", "--points", str(points)]
+    learning.main(["measure", str(out), *asked])
+    kept, *rows = json.loads(points.read_text())
+    assert kept == other
+    found = [(row["phase"], row["step"], row["question"]) for row in rows]
+    both = ("nearest neighbours", "linear probe")
+    assert found == [
+        *(("self_supervision", step, question) for step in (0, 1, 2) for question in both),
+        *(("alignment", step, question) for step in (0, 1, 2) for question in (*both, "zero-shot")),
+    ]
+    assert all(row["low"] <= row["auroc"] <= row["high"] for row in rows)
+    assert {(row["fit"], row["test"]) for row in rows} == {(15, 20)}
+    # The local transformer is frozen in this phase, so that its features stay.
+    assert len({row["auroc"] for row in rows if row["phase"] == "alignment" and row["question"] == both[0]}) == 1
+
+
+def test_scores_that_are_the_labels_are_graded_with_one() -> None:
+    labels = np.tile([[0, 1], [1, 0]], (10, 1))
+    labels[:, 1] = 0  # nobody has the second finding, so it does not count
+    test = ProbeSet(features=np.zeros((20, 1)), labels=labels, findings=("a", "b"), image_embeds=None)
+    assert learning.grade(labels.astype(float), test) == {"auroc": 1.0, "low": 1.0, "high": 1.0}
+    assert learning.grade(np.zeros((20, 2)), test)["auroc"] == 0.5
+
+
+def test_a_panel_a_phase(tmp_path: Path) -> None:
+    place = {"run": "phantoms", "fit": 10, "test": 20, "low": 0.5, "high": 0.7}
+    points = [
+        place | {"phase": phase, "step": step, "question": question, "auroc": 0.6}
+        for phase, question in (("self_supervision", "linear probe"), ("alignment", "zero-shot"))
+        for step in (0, 50)
+    ]
+    sizes = []
+    for count in (2, 4):
+        (tmp_path / "points.json").write_text(json.dumps(points[:count]))
+        learning.main(["draw", "--points", str(tmp_path / "points.json"), "--out", str(tmp_path / "curve.png")])
+        with Image.open(tmp_path / "curve.png") as image:
+            sizes.append(image.size)
+    assert sizes[1][0] == pytest.approx(2 * sizes[0][0], abs=2)
+    assert sizes[1][1] == sizes[0][1]

@@ -1,0 +1,131 @@
+"""Checkpoints of a run and scans that it did not see -> points of its learning curve -> train/learning.png.
+
+    python -m ctfm.train.pretrain phantoms --out RUN --data PREPARED --save-every 50 --keep-last 100
+    python -m ctfm.train.learning measure RUN --fit HELD@validation --test HELD@held_out
+    python -m ctfm.train.learning draw
+
+`measure` puts a row into train/learning.json for every checkpoint and question: nearest neighbours and a linear probe over
+features of the local transformer, fitted on the scans of `--fit`, and zero-shot findings where a phase aligns; all are
+macro AUROC over the findings of `--test`, with 95 % intervals over resampled scans. Rows of other runs and phases stay.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..modeling_ctfm import CTFMModel
+from ..processing_ctfm import CTFMProcessor
+from .checkpoint import find_checkpoints, load_exported
+from .data import SourceConfig
+from .metrics import auroc, can_be_measured, estimate, resample_patients
+from .probe import ProbeSet, encode_split, knn_scores, linear_scores, zero_shot_scores
+from .shards import Manifest
+
+POINTS = Path(__file__).with_suffix(".json")
+RESAMPLES = 500
+COLOURS = {"nearest neighbours": "#0b7a75", "linear probe": "#b5541c", "zero-shot": "#3d5a98"}
+
+
+def measure_run(
+    run: Path, phases: Sequence[str], fit: SourceConfig, test: SourceConfig, num_fit: int, num_test: int
+) -> list[dict[str, Any]]:
+    """A row a checkpoint and question, of the phases that are named, or all."""
+    recipe = json.loads((run / "recipe.json").read_text())
+    wanted = [name for name in recipe["phases"] if not phases or name in phases]
+    paths = find_checkpoints(run / "checkpoints", wanted)
+    loaded = [load_exported(path) for path in paths]
+    models, processor = [model for model, _ in loaded], loaded[0][1]
+    cutter = processor.image_processor if isinstance(processor, CTFMProcessor) else processor
+    known = encode_split(models, cutter, Manifest(fit.folder), fit.split, num_fit)
+    asked = encode_split(models, cutter, Manifest(test.folder), test.split, num_test)
+    rows = []
+    for path, (model, own), a, b in zip(paths, loaded, known, asked, strict=True):
+        phase, _, step = path.name.rpartition("-")
+        place = {"run": recipe["name"], "phase": phase, "step": int(step), "fit": len(a.labels), "test": len(b.labels)}
+        scores = {"nearest neighbours": knn_scores(a, b), "linear probe": linear_scores(a, b)}
+        if isinstance(model, CTFMModel) and isinstance(own, CTFMProcessor):
+            scores["zero-shot"] = zero_shot_scores(model, own, b)
+        rows += [place | {"question": question} | grade(values, b) for question, values in scores.items()]
+    return rows
+
+
+def grade(scores: np.ndarray, test: ProbeSet) -> dict[str, float]:
+    """Macro AUROC of the findings that enough scans have and have not, with its 95 % interval."""
+    weights = resample_patients([str(n) for n in range(len(scores))], RESAMPLES)
+    pairs = zip(scores.T, test.labels.T, strict=True)
+    found = estimate(
+        np.mean([auroc(score, truth, weights) for score, truth in pairs if can_be_measured(truth)], 0), len(scores)
+    )
+    return {"auroc": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def replace_rows(rows: list[dict[str, Any]], path: Path = POINTS) -> None:
+    """Rows of the same runs and phases make place."""
+    new = {(row["run"], row["phase"]) for row in rows}
+    before = json.loads(path.read_text()) if path.is_file() else []
+    kept = [row for row in before if (row["run"], row["phase"]) not in new] + rows
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in kept) + "\n]\n")
+
+
+def draw(points: list[dict[str, Any]], path: Path) -> None:
+    """A panel for every run and phase; the dotted lines are random weights, where a phase starts from them, and chance."""
+    panels = list(dict.fromkeys((row["run"], row["phase"]) for row in points))
+    figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        rows = [row for row in points if (row["run"], row["phase"]) == panel]
+        for question in dict.fromkeys(row["question"] for row in rows):
+            own = sorted((row for row in rows if row["question"] == question), key=lambda row: row["step"])
+            steps, values = [row["step"] for row in own], [row["auroc"] for row in own]
+            colour = COLOURS[question]
+            axis.plot(steps, values, "o-", ms=3.5, lw=1.6, color=colour, label=question)
+            axis.fill_between(
+                steps, [row["low"] for row in own], [row["high"] for row in own], color=colour, alpha=0.15, lw=0
+            )
+            if steps[0] == 0 and question != "zero-shot":
+                axis.axhline(values[0], color=colour, ls=":", lw=1.2, label=f"{question}, step 0")
+        axis.axhline(0.5, color="0.5", ls="--", lw=1, label="chance")
+        sizes = f"{rows[0]['fit']} scans to fit, {rows[0]['test']} to test"
+        axis.set(title=f"{panel[1].replace('_', ' ')} (recipe {panel[0]})\n{sizes}", xlabel="optimizer steps")
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("macro AUROC, held-out phantoms")
+    figure.savefig(path, dpi=130)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("run", type=Path, help="OUT of ctfm.train.pretrain")
+    measuring.add_argument("--fit", required=True, metavar="FOLDER@SPLIT")
+    measuring.add_argument("--test", required=True, metavar="FOLDER@SPLIT")
+    measuring.add_argument("--phases", nargs="*", default=[])
+    measuring.add_argument("--fit-scans", type=int, default=300)
+    measuring.add_argument("--test-scans", type=int, default=300)
+    measuring.add_argument("--points", type=Path, default=POINTS)
+    drawing = commands.add_parser("draw")
+    drawing.add_argument("--points", type=Path, default=POINTS)
+    drawing.add_argument("--out", type=Path, default=POINTS.with_suffix(".png"))
+    given = parser.parse_args(arguments)
+    if given.command == "draw":
+        draw(json.loads(given.points.read_text()), given.out)
+        return 0
+    fit, test = (
+        SourceConfig(folder=f, split=s) for f, _, s in (text.rpartition("@") for text in (given.fit, given.test))
+    )
+    rows = measure_run(given.run, given.phases, fit, test, given.fit_scans, given.test_scans)
+    replace_rows(rows, given.points)
+    for row in rows:
+        print(json.dumps(row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
