@@ -167,6 +167,7 @@ class AlignmentObjective(nn.Module):
 
     def encode_texts(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Float[Tensor, "texts e"]:
         """Embeddings of length 1."""
+        assert input_ids is not None
         text = self.model.get_text_features(input_ids, attention_mask)
         assert text.pooler_output is not None
         return nn.functional.normalize(text.pooler_output, dim=-1)

@@ -211,7 +211,7 @@ def embedded() -> Recipe:
     Phantoms' reports hold few of the words that people use. The text tower is therefore all-MiniLM-L6-v2 (22 million
     parameters, Apache-2.0), which knows them, left as it is under a projection that learns. One or two sentences are short,
     like prompts, and a CPU reads them quickly."""
-    noisy = {
+    noisy: dict[str, Any] = {
         "window_shift_hu": (-20.0, 20.0),
         "window_scale": (0.95, 1.05),
         "gamma": (0.96, 1.04),
