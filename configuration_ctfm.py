@@ -62,6 +62,9 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_path_rate: share of residual branches left out in the last layer while training, growing linearly from 0.
         pooled_grid: descriptors that the global transformer sees of one crop, `(depth, height, width)`. `(1, 1, 1)` is
             one: the class token beside the mean of the patch tokens.
+        windows: parts `(low, high)` of the range of `pixel_values` that the patch embedding sees, each stretched to 0 to 1 and
+            clipped, as channels of their own: a lung window, a soft tissue window. `None` shows voxels as they are. With an
+            image processor's window of -1000 to 1000 HU, `(0.42, 0.62)` is -160 to 240 HU.
         air_patch_level: `None` encodes every patch. A number leaves out the patches whose brightest voxel is at most
             that, in units of `pixel_values` (0 to 1): less work and other outputs, so use it with weights that were
             trained with it. With a window of -1000 to 1000 HU, 0.05 is -900 HU.
@@ -90,6 +93,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
     pooled_grid: list[int] | tuple[int, ...] = (1, 1, 1)
+    windows: list[list[float | int] | tuple[float | int, ...]] | None = None
     air_patch_level: float | int | None = None
     crops_per_chunk: int = 8
     global_config: dict | PreTrainedConfig | None = field(default_factory=dict)
@@ -106,6 +110,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.patch_size = list(self.patch_size)
         self.pooled_grid = list(self.pooled_grid)
+        self.windows = None if self.windows is None else [list(window) for window in self.windows]
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -120,6 +125,10 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"patch_size {self.patch_size} must be three positive numbers (depth, height, width).")
         if len(self.pooled_grid) != 3 or min(self.pooled_grid) < 1:
             raise ValueError(f"pooled_grid {self.pooled_grid} must be three positive numbers (depth, height, width).")
+        if self.windows is not None and not (
+            self.windows and all(len(window) == 2 and window[0] < window[1] for window in self.windows)
+        ):
+            raise ValueError(f"windows {self.windows} must be pairs (low, high) with low < high, or None.")
 
     @property
     def num_prefix_tokens(self) -> int:

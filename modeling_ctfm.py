@@ -268,8 +268,9 @@ class CTFMPreTrainedModel(PreTrainedModel):
 class CTFMPatchEmbeddings(nn.Module):
     def __init__(self, config: CTFMVisionConfig):
         super().__init__()
-        self.patch_size = tuple(config.patch_size)
-        self.projection = nn.Linear(config.num_channels * math.prod(self.patch_size), config.hidden_size)
+        self.patch_size, self.windows = tuple(config.patch_size), config.windows or []
+        channels = config.num_channels * max(1, len(self.windows))
+        self.projection = nn.Linear(channels * math.prod(self.patch_size), config.hidden_size)
         self.prefix_tokens = nn.Parameter(torch.zeros(1, config.num_prefix_tokens, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
@@ -287,7 +288,10 @@ class CTFMPatchEmbeddings(nn.Module):
         return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, d, h, w, c * pd * ph * pw)
 
     def forward(self, patches: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
-        tokens = self.projection(patches.flatten(1, 3))  # (b, d, h, w, voxels) -> (b, n, e)
+        patches = patches.flatten(1, 3)  # (b, d, h, w, voxels) -> (b, n, voxels)
+        if self.windows:
+            patches = torch.cat([((patches - low) / (high - low)).clamp(0, 1) for low, high in self.windows], -1)
+        tokens = self.projection(patches.to(self.projection.weight.dtype))  # -> (b, n, e)
         if bool_masked_pos is not None:
             tokens = torch.where(bool_masked_pos[..., None], self.mask_token.to(tokens.dtype), tokens)
         return torch.cat((self.prefix_tokens.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), 1)
@@ -327,7 +331,7 @@ class CTFMLocalModel(CTFMPreTrainedModel):
             `last_hidden_state` `(b, p + n, e)` after the final norm and `pooler_output` `(b, t, 2e)`, the descriptors.
         """
         prefix = self.config.num_prefix_tokens
-        patches = self.embeddings.cut(pixel_values.to(self.embeddings.projection.weight.dtype))
+        patches = self.embeddings.cut(pixel_values)
         grid = patches.shape[1:4]
         hidden_states = self.embeddings(patches, bool_masked_pos)
         head_size = self.config.hidden_size // self.config.num_attention_heads

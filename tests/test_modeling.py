@@ -165,6 +165,29 @@ def test_encoding_body_alone_equals_full_attention_where_all_is_body_and_ignores
 
 
 @torch.no_grad()
+def test_windows_show_the_patch_embedding_parts_of_the_range_each_as_channels_of_its_own() -> None:
+    model = vision_model(windows=[(0, 1), (0.4, 0.6)]).local_model
+    crops = tiny_crops()[0]
+    embeddings, patches = model.embeddings, model.embeddings.cut(crops)
+    plain, narrow = embeddings.projection.weight.chunk(2, 1)
+    expected = patches @ plain.T + ((patches - 0.4) / 0.2).clamp(0, 1) @ narrow.T + embeddings.projection.bias
+    torch.testing.assert_close(embeddings(patches)[:, 1:], expected.flatten(1, 3))
+    outside = (crops < 0.4) | (crops > 0.6)
+    assert outside.any()
+    embeddings.projection.weight[:, : plain.shape[1]] = 0
+    louder = torch.where(crops > 0.6, 1.0, torch.where(crops < 0.4, 0.0, crops))
+    torch.testing.assert_close(model(louder).pooler_output, model(crops).pooler_output)
+
+
+@pytest.mark.parametrize("windows", [[], [(0.6, 0.4)], [(0.1, 0.2, 0.3)]])
+def test_windows_that_hold_no_range_are_refused(windows: list) -> None:
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="must be pairs \\(low, high\\) with low < high, or None"
+    ):
+        vision_model(windows=windows)
+
+
+@torch.no_grad()
 def test_encoding_body_alone_does_not_mix_crops_of_different_fill() -> None:
     model = vision_model(air_patch_level=0.05)
     pixel_values = tiny_crops(1) + 0.1

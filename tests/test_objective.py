@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -501,6 +502,19 @@ def test_prompts_teach_what_is_labelled_and_findings_that_nobody_states_teach_no
     history = train(model, with_prompts(tiny_pairs(), torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]])), 150, 1e-3)
     assert history[0]["prompts"] > 1.2  # an even answer to two findings: 1.39
     assert history[-1]["prompts"] < 0.5
+
+
+def test_parts_of_scans_are_asked_by_their_own_crops() -> None:
+    model = tiny_alignment()
+    batch = with_prompts(tiny_pairs(), torch.full((4, 2), float("nan")))
+    crops, labels = torch.tensor([[0, 3]] * 4), torch.tensor([[1.0, 0]] * 4)
+    loss, metrics = model(replace(batch, part_crops=crops, part_labels=labels))
+    torch.testing.assert_close(loss, model(batch)[0] + 0.5 * metrics["parts"])
+    darker = batch.pixel_values.clone()
+    darker[:, [1, 2]] = 0  # crops of the scan, not of the part
+    other = model(replace(batch, pixel_values=darker, part_crops=crops, part_labels=labels))[1]
+    torch.testing.assert_close(other["parts"], metrics["parts"])
+    assert abs(float(other["alignment"] - metrics["alignment"])) > 1e-4
 
 
 def test_batches_move_and_split() -> None:

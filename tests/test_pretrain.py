@@ -371,6 +371,24 @@ def test_recipes_make_models_of_their_phases(name: str, data: Path, tmp_path: Pa
     assert loss.isfinite()
 
 
+def test_alignment_asks_about_parts_of_scans_whose_descriptors_are_cached(data: Path, tmp_path: Path) -> None:
+    recipe = only("alignment")
+    phase = replace(recipe.phases["alignment"], prompts="phantoms/ensemble", part_crops=3)
+    task = make_task(
+        replace(recipe, phases={"alignment": phase}), "alignment", (SourceConfig(folder=str(data)),), tmp_path
+    )
+    batches = StepBatches(task.schedule, start_step=0, stop_step=6, batch_size=4)
+    asked = [task.make_batch(loaded) for loaded in task.load(batches, 0)]
+    assert {batch.part_crops.shape[1] for batch in asked} <= {1, 2, 3}
+    both = torch.cat([torch.stack((batch.part_labels, batch.labels), -1).flatten(0, 1) for batch in asked])
+    known = both[~both.isnan().any(1)]
+    assert (known[:, 0] <= known[:, 1]).all()  # a part has no finding that its scan does not have
+    assert 0.01 < float(known[:, 0].mean()) < float(known[:, 1].mean())
+    loss, metrics = task.objective.train()(asked[0])
+    assert loss.isfinite()
+    assert float(metrics["parts"]) > 0
+
+
 def test_the_large_recipe_sees_as_much_as_spectre_in_batches_that_nodes_of_8_divide() -> None:
     phases = RECIPES["large"]().phases
     assert list(phases) == ["self_supervision", "alignment", "alignment_of_all"]

@@ -12,7 +12,7 @@ with the whole batch; see `processes.py`. SPECTRE's are not: its text gradients 
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..modeling_ctfm import CTFMModel
@@ -30,7 +30,8 @@ class AlignmentConfig:
         local_is_frozen: the first phase (SPECTRE: 10 of 100 epochs, 5,900 of 59,000 steps).
         text_is_frozen: keep the text tower as it is and train its projection alone. A tower with adapters (PEFT) freezes
             itself, so this stays False.
-        prompt_weight: of the loss on prompts, a sum over labelled findings and a mean over scans.
+        prompt_weight: of the loss on prompts, a sum over labelled findings and a mean over scans; of parts of scans as much
+            again.
     """
 
     local_is_frozen: bool = True
@@ -48,6 +49,7 @@ class AlignmentBatch:
     input_ids, attention_mask: `(b, tokens)`.
     labels: `(b, k)`, 1 present, 0 absent, NaN not stated; prompt_ids, prompt_mask: `(2k, tokens)`, a text for "present" of
         every finding, then one for "absent". All three or none.
+    part_crops, part_labels: `(b, kept)` and `(b, k)`, crops of a part of every scan and the findings that it holds.
     """
 
     input_ids: Tensor
@@ -60,6 +62,8 @@ class AlignmentBatch:
     labels: Tensor | None = None
     prompt_ids: Tensor | None = None
     prompt_mask: Tensor | None = None
+    part_crops: Tensor | None = None
+    part_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.pixel_values is None) == (self.descriptors is None):
@@ -152,8 +156,7 @@ class AlignmentObjective(nn.Module):
 
     def forward(self, batch: AlignmentBatch) -> tuple[Float[Tensor, ""], Metrics]:
         model = self.model
-        features = self.encode_scans(batch)
-        image_embeds = nn.functional.normalize(model.visual_projection(features), dim=-1)
+        image_embeds = self.encode_scans(batch, batch.kept_crops)
         text_embeds = self.encode_texts(batch.input_ids, batch.attention_mask)
         scale, bias = model.logit_scale, model.logit_bias
         loss, metrics = sigmoid_loss(image_embeds, text_embeds, scale, bias, self.processes)
@@ -162,6 +165,11 @@ class AlignmentObjective(nn.Module):
             prompts = prompt_loss(image_embeds, present, absent, batch.labels, scale)
             loss = loss + self.config.prompt_weight * prompts
             metrics |= {"prompts": prompts.detach()}
+            if batch.part_labels is not None:
+                part_embeds = self.encode_scans(batch, batch.part_crops)
+                parts = prompt_loss(part_embeds, present, absent, batch.part_labels, scale)
+                loss = loss + self.config.prompt_weight * parts
+                metrics |= {"parts": parts.detach()}
         # A copy: FSDP frees the gathered parameter that a view would look into.
         return loss, metrics | {"logit_scale": scale.detach().exp()[0], "logit_bias": bias.detach().clone()[0]}
 
@@ -172,12 +180,12 @@ class AlignmentObjective(nn.Module):
         assert text.pooler_output is not None
         return nn.functional.normalize(text.pooler_output, dim=-1)
 
-    def encode_scans(self, batch: AlignmentBatch) -> Float[Tensor, "b f"]:
-        """Scan features, from the crops that are kept."""
+    def encode_scans(self, batch: AlignmentBatch, kept: Int[Tensor, "b kept"] | None) -> Float[Tensor, "b e"]:
+        """Embeddings of length 1, from the crops that are kept."""
         vision = self.model.vision_model
         crops = batch.pixel_values if batch.descriptors is None else batch.descriptors
         assert crops is not None
-        num_crops, crop_mask, kept = crops.shape[1], batch.crop_mask, batch.kept_crops
+        num_crops, crop_mask = crops.shape[1], batch.crop_mask
         if kept is not None:
             scans = torch.arange(len(kept), device=kept.device)[:, None]
             crops = crops[scans, kept]
@@ -189,9 +197,8 @@ class AlignmentObjective(nn.Module):
         coordinates = vision.descriptor_coordinates(batch.crop_grid, num_crops)
         if kept is not None:
             coordinates = coordinates.unflatten(1, (num_crops, -1))[scans, kept].flatten(1, 2)
-        output = vision.mix_descriptors(crops, coordinates, crop_mask)
-        assert output.pooler_output is not None
-        return output.pooler_output
+        features = vision.mix_descriptors(crops, coordinates, crop_mask).pooler_output
+        return nn.functional.normalize(self.model.visual_projection(features), dim=-1)
 
     def describe(self, pixel_values: Float[Tensor, "b g c D H W"]) -> Float[Tensor, "b g t f"]:
         """Crop descriptors, without a graph in the first phase; also what a cache of descriptors is made with."""

@@ -21,7 +21,7 @@ from ..volume_ctfm import Volume
 from .alignment import AlignmentBatch, AlignmentObjective
 from .data import SamplingConfig, Schedule, SourceConfig, StepBatches, hash_numbers, load_crops, load_scans, stay
 from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
-from .labels import LabelObjective, name_findings, tabulate
+from .labels import LabelObjective, draw_parts, name_findings, tabulate, tabulate_parts
 from .masking import draw_kept_crops, draw_token_mask
 from .objective import SelfSupervisionBatch, SelfSupervisionObjective
 from .processes import Processes
@@ -80,7 +80,9 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
 def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> CTFMConfig:
     arguments = dict(recipe.model)
     if recipe.text_start:
-        arguments["text_config"] = AutoConfig.from_pretrained(recipe.text_start)
+        text_config = AutoConfig.from_pretrained(recipe.text_start)
+        text_config.name_or_path = ""  # a folder of this machine has no business in a published config
+        arguments["text_config"] = text_config
     else:
         arguments["text_config"] = {
             **arguments["text_config"],
@@ -211,10 +213,7 @@ def build_segmentation(
             focal_share=phase.focal_share,
         )
     )
-    structures = schedule.manifests[0].structures
-    for source, manifest in zip(data, schedule.manifests, strict=True):
-        if manifest.structures != structures:
-            raise ValueError(f"{source.folder} names the labels of its label maps otherwise than {data[0].folder}.")
+    structures = name_structures(schedule)
     local = model.vision_model.local_model
 
     def make_batch(crops: Any) -> SegmentationBatch:
@@ -229,6 +228,21 @@ def build_segmentation(
         sample_flops=segmentation_flops(phase, local.config),
         sample_tokens=num_tokens(local.config, phase.views.global_views.size),
     )
+
+
+def name_structures(schedule: Schedule) -> dict[int, str]:
+    """Names of the labels of label maps.
+
+    Raises:
+        ValueError: there are none, or two folders name them otherwise.
+    """
+    first, *others = schedule.manifests
+    for manifest in others:
+        if manifest.structures != first.structures:
+            raise ValueError(f"{manifest.folder} names the labels of its label maps otherwise than {first.folder}.")
+    if not first.structures:
+        raise ValueError(f"{first.folder} holds no label maps (structures.json), and this phase learns from them.")
+    return first.structures
 
 
 def build_alignment(
@@ -246,11 +260,13 @@ def build_alignment(
     )
     objective = AlignmentObjective(model, phase.objective, processes).to(device)
     if phase.descriptors_are_cached:
-        encode_sources(schedule, model.vision_model, processor.image_processor, cache, processes, phase.varied)
+        vision, image_processor = model.vision_model, processor.image_processor
+        encode_sources(schedule, vision, image_processor, cache, processes, phase.varied, phase.part_crops > 0)
         processes.add(torch.zeros(1, device=device))  # until all shards are there
     dataset = DescriptorDataset(schedule, cache)
     prompts = find_prompts(phase.prompts) if phase.prompts else None
     findings = name_findings(schedule.manifests, schedule.rows) if prompts else ()
+    structures = name_structures(schedule) if phase.part_crops else {}
 
     def load(batches: StepBatches, num_workers: int) -> Iterable[Any]:
         if not phase.descriptors_are_cached:
@@ -273,6 +289,10 @@ def build_alignment(
             present, absent = draw_prompts(findings, prompts, hash_numbers(recipe.seed, samples[0].seed, 5))
             tensors["labels"] = tabulate(samples, findings)
             tensors["prompt_ids"], tensors["prompt_mask"] = read([*present, *absent])
+            if phase.part_crops:
+                seed = hash_numbers(recipe.seed, samples[0].seed, 6)
+                tensors["part_crops"] = draw_parts(samples, findings, structures, phase.part_crops, seed)
+                tensors["part_labels"] = tabulate_parts(samples, tensors["part_crops"], findings, structures)
         kept = None
         if phase.kept_crops < 1:
             generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, samples[0].seed, 4))

@@ -35,6 +35,7 @@ class DescriptorSample:
     labels: dict[str, float]
     descriptors: Tensor  # (g, t, 2e)
     crop_grid: Tensor  # (3,)
+    structures: Tensor | None = None  # (g, 256) uint8: voxels of each structure in each crop, up to 255
 
 
 def encode_sources(
@@ -44,6 +45,7 @@ def encode_sources(
     folder: Path,
     processes: Processes,
     varied: ViewConfig | None = None,
+    with_structures: bool = False,
 ) -> None:
     """Encodes all scans that the schedule draws from, each shard by one process. Returns when this process is done."""
     device = next(vision.parameters()).device
@@ -61,10 +63,9 @@ def encode_sources(
         tensors: dict[str, Tensor] = {}
         for row in rows:
             scan = manifest[int(row)]
-            sample = read_scan(manifest, scan)
-            found, grid = encode_scan(sample, vision, processor, device, varied, hash_numbers(source, int(row)))
-            tensors[f"{scan.scan_id}.descriptors"] = found.half().cpu()
-            tensors[f"{scan.scan_id}.crop_grid"] = grid.cpu()
+            sample = read_scan(manifest, scan, with_segmentation=with_structures)
+            found = encode_scan(sample, vision, processor, device, varied, hash_numbers(source, int(row)))
+            tensors |= {f"{scan.scan_id}.{name}": tensor for name, tensor in found.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".partial{processes.rank}")
         save_file(tensors, partial)
@@ -80,15 +81,20 @@ def encode_scan(
     device: torch.device,
     varied: ViewConfig | None = None,
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Descriptors `(g, t, 2e)` and crop grid `(3,)` of one scan."""
+) -> dict[str, Tensor]:
+    """`descriptors`, `crop_grid` and, where the sample holds a label map, `structures` of one scan; see `DescriptorSample`."""
     cut = cut_scans([sample], processor, device)
     if varied is not None:
         cut["pixel_values"] = vary_scan(cut["pixel_values"], varied, seed)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         found = vision.encode_crops(cut["pixel_values"], output_tokens=False).pooler_output
     assert found is not None
-    return found[0], cut["crop_grid"][0]
+    tensors = {"descriptors": found[0].half().cpu(), "crop_grid": cut["crop_grid"][0].cpu()}
+    if "labels" in cut:
+        labels = cut["labels"][0].flatten(1).clamp(min=0).cpu()  # outside the scan is nothing, too
+        counts = torch.zeros(len(labels), 256, dtype=torch.int64).scatter_add_(1, labels, torch.ones_like(labels))
+        tensors["structures"] = counts.clamp(max=255).to(torch.uint8)
+    return tensors
 
 
 def descriptor_path(folder: Path, source: int, shard: int) -> Path:
@@ -110,6 +116,7 @@ class DescriptorDataset(Dataset[DescriptorSample]):
         draw = self.schedule.draw(index)
         scan = self.schedule.manifests[draw.source][draw.row]
         stored = open_descriptors(descriptor_path(self.folder, draw.source, scan.shard))
+        mapped = f"{scan.scan_id}.structures"
         return DescriptorSample(
             number=index,
             seed=draw.seed,
@@ -118,6 +125,7 @@ class DescriptorDataset(Dataset[DescriptorSample]):
             labels=scan.labels,
             descriptors=stored.get_tensor(f"{scan.scan_id}.descriptors"),
             crop_grid=stored.get_tensor(f"{scan.scan_id}.crop_grid"),
+            structures=stored.get_tensor(mapped) if mapped in stored.keys() else None,  # noqa: SIM118
         )
 
 

@@ -7,12 +7,12 @@ they will see in use.
 
 # ruff: noqa: F722
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ from .shards import Manifest
 from .views import cut_scans
 
 LabelModel = CTFMForImageClassification | CTFMForSemanticSegmentation
+LEAST_VOXELS = 3  # of a finding that a part of a scan has; fewer at its edge say nothing
+FOCAL_SHARE = 0.7  # of the parts that hold a finding for sure, of scans that have one
 FEWEST = 5  # scans that have a finding, and that do not, for its AUROC
 
 
@@ -107,6 +109,61 @@ def name_findings(manifests: Sequence[Manifest], rows: Sequence[np.ndarray]) -> 
 def tabulate(samples: Sequence[ScanSample | DescriptorSample], findings: Sequence[str]) -> Float[Tensor, "b k"]:
     """1 present, 0 absent, NaN not stated."""
     return torch.tensor([[sample.labels.get(name, float("nan")) for name in findings] for sample in samples])
+
+
+def tabulate_parts(
+    samples: Sequence[DescriptorSample],
+    crops: Int[Tensor, "b kept"],
+    findings: Sequence[str],
+    structures: Mapping[int, str],
+) -> Float[Tensor, "b k"]:
+    """Findings of the part of every scan that `crops` are, by its label map: 1 present, 0 absent, NaN not known.
+
+    A finding without a structure of its own may be one on a side, "Left lung nodule" of "Lung nodule": a part has it where
+    it holds the finding and the scan has it on that side alone.
+    """
+    numbers = {name: number for number, name in structures.items()}
+    unknown = float("nan")
+    rows = []
+    for sample, kept in zip(samples, crops, strict=True):
+        assert sample.structures is not None
+        held = sample.structures[kept].sum(0)  # (kept, 256) -> (256,)
+
+        def ask(name: str, held: Tensor = held) -> float:
+            count = int(held[numbers[name]]) if name in numbers else -1
+            return 1.0 if count >= LEAST_VOXELS else 0.0 if count == 0 else unknown
+
+        row = []
+        for name in findings:
+            side, _, rest = name.partition(" ")
+            other = {"Left": "Right", "Right": "Left"}.get(side)
+            value = ask(name if other is None else rest.capitalize())
+            if other is not None and value == 1:
+                here, there = (sample.labels.get(f"{which} {rest}", unknown) for which in (side, other))
+                value = here if here != there else unknown
+            row.append(value)
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def draw_parts(
+    samples: Sequence[DescriptorSample], findings: Sequence[str], structures: Mapping[int, str], most: int, seed: int
+) -> Int[Tensor, "b kept"]:
+    """Crops of a part of every scan, one to `most`, of those that hold anything if there are enough. Most parts hold a finding,
+    if the scan does."""
+    generator = torch.Generator().manual_seed(seed)
+    count = 1 + int(torch.randint(most, (), generator=generator))
+    count = min(count, *(len(sample.descriptors) for sample in samples))
+    named = torch.tensor([number for number, name in structures.items() if name in findings], dtype=torch.long)
+    rows = []
+    for sample in samples:
+        assert sample.structures is not None
+        scores = torch.rand(len(sample.structures), generator=generator) + sample.structures[:, 1:].any(1)
+        found = sample.structures[:, named].any(1).nonzero()[:, 0]
+        if len(found) and torch.rand((), generator=generator) < FOCAL_SHARE:
+            scores[found[torch.randint(len(found), (), generator=generator)]] += 2
+        rows.append(scores.argsort(descending=True)[:count].sort().values)
+    return torch.stack(rows)
 
 
 def make_label_batch(

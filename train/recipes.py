@@ -70,6 +70,8 @@ class AlignmentPhase:
         varied: with cached descriptors, how the intensities of a scan are varied before: its shifts and noise, since the cache
             holds one view of every scan; None for not at all.
         prompts: set of prompts that ask about labelled findings, as "protocol/set"; "" for none.
+        part_crops: with cached descriptors and label maps, the same prompts ask about a part of every scan as well, of one to
+            so many crops; 0 for none. A part has the findings that lie in it.
     """
 
     steps: int
@@ -80,9 +82,14 @@ class AlignmentPhase:
     descriptors_are_cached: bool = False
     varied: ViewConfig | None = None
     prompts: str = ""
+    part_crops: int = 0
     optimizer: OptimizerConfig
     reports: ReportConfig = ReportConfig()
     objective: AlignmentConfig = AlignmentConfig()
+
+    def __post_init__(self) -> None:
+        if self.part_crops and not (self.descriptors_are_cached and self.prompts):
+            raise ValueError(f"part_crops {self.part_crops} needs descriptors_are_cached and prompts; or set it to 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,40 +222,43 @@ def embedded() -> Recipe:
         "window_shift_hu": (-20.0, 20.0),
         "window_scale": (0.95, 1.05),
         "gamma": (0.96, 1.04),
-        "noise": (0.0, 0.05),
+        "noise": (0.0, 0.03),
     }
-    segmentation = _segmentation(steps=2000, batch=32)
+    fine = ViewShape(count=2, size=(24, 36, 36), spacing=(4.0, 3.0, 3.0), zoom=(0.8, 1.2))
+    segmentation = _segmentation(steps=3600, batch=32)
     segmentation = replace(
         segmentation,
-        objective=SegmentationConfig(crop_weight=0.5),
-        optimizer=replace(segmentation.optimizer, last_learning_rate=9e-4),  # findings follow
-        views=replace(segmentation.views, **noisy),
-    )
-    findings = replace(
-        segmentation,
-        steps=2600,
-        objective=replace(segmentation.objective, rare_weight=30.0),
-        optimizer=replace(segmentation.optimizer, learning_rate=1e-3, last_learning_rate=1e-5, warmup_steps=50),
+        crop_mm=(120.0, 136.0, 136.0),
+        objective=SegmentationConfig(crop_weight=0.5, rare_weight=50.0),
+        views=replace(segmentation.views, global_views=fine, **noisy),
     )
     recipe = _phantoms(
         "embedded",
-        width=216,
+        width=144,
         layers=5,
         phases={
             "segmentation": segmentation,
-            "findings": findings,
             "alignment": replace(
                 _alignment(steps=1200, batch=64),
                 optimizer=_constant_decay(1e-3, 1200),
                 objective=AlignmentConfig(text_is_frozen=True),
                 varied=ViewConfig(noise_probability=0.7, **noisy),
                 prompts="phantoms/ensemble",
+                part_crops=6,
                 reports=ReportConfig(excerpt_probability=1.0, longest_excerpt=2, max_tokens=40),
             ),
         },
     )
-    return replace(recipe, text_start="sentence-transformers/all-MiniLM-L6-v2")
+    recipe.model["vision_config"] |= {"patch_size": (4, 6, 6), "windows": WINDOWS}
+    return replace(
+        recipe,
+        text_start="sentence-transformers/all-MiniLM-L6-v2",
+        processor={"crop_size": fine.size, "spacing": fine.spacing},
+    )
 
+
+# Of -1000 to 1000 HU: all of it, lungs, soft tissue, and soft tissue at high contrast.
+WINDOWS = [(0.0, 1.0), (0.0, 0.3), (0.42, 0.62), (0.475, 0.575)]
 
 # Phantoms are seen at 3 mm, in crops of 96 mm with patches of 24 mm: what fits a CPU, and small findings still show.
 PHANTOM_SPACING = (3.0, 3.0, 3.0)
