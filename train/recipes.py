@@ -239,8 +239,8 @@ def embedded() -> Recipe:
         phases={
             "segmentation": segmentation,
             "alignment": replace(
-                _alignment(steps=1200, batch=64),
-                optimizer=_constant_decay(1e-3, 1200),
+                _alignment(steps=900, batch=64),
+                optimizer=_constant_decay(1e-3, 900),
                 objective=AlignmentConfig(text_is_frozen=True),
                 varied=ViewConfig(noise_probability=0.7, **noisy),
                 prompts="phantoms/ensemble",
