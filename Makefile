@@ -30,7 +30,7 @@ setup: .venv/.done
 	@touch .venv/.done
 
 demo: setup
-	$(BIN)/python -m ctfm demo $(SCAN)
+	$(BIN)/python -m ctfm demo $(if $(SCAN),"$(SCAN)")
 ifeq ($(wildcard $(CHECKPOINT)/model.safetensors),)
 	@echo "The Space opens once there is a trained checkpoint in $(CHECKPOINT)."
 else ifeq ($(SPACE),yes)

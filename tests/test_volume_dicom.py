@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -265,7 +266,7 @@ def reoriented(order: tuple[int, int, int], signs: tuple[int, int, int]) -> tupl
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
-@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, -1, 1), (-1, -1, -1)])
+@pytest.mark.parametrize("signs", product((1, -1), repeat=3))  # prone is (1, -1, -1), feet first (-1, 1, -1)
 def test_every_acquisition_plane_lands_in_one_orientation(
     tmp_path: Path, order: tuple[int, int, int], signs: tuple[int, int, int]
 ) -> None:
@@ -738,11 +739,14 @@ def test_a_picture_that_would_end_the_process_inside_gdcm_is_refused(
         read_volume(tmp_path)
 
 
-def as_enhanced(folder: Path, order: list[int]) -> FileDataset:
+ENHANCED, LEGACY_ENHANCED = (UID(f"1.2.840.10008.5.1.4.1.1.2.{number}") for number in (1, 2))
+
+
+def as_enhanced(folder: Path, order: list[int], sop_class: UID = ENHANCED) -> FileDataset:
     """One enhanced multi-frame file with the slices of a series as frames, in the given order."""
     slices = [pydicom.dcmread(folder / f"slice{index:04d}.dcm") for index in order]
     data_set = pydicom.dcmread(folder / f"slice{order[0]:04d}.dcm")
-    data_set.SOPClassUID = data_set.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2.1")
+    data_set.SOPClassUID = data_set.file_meta.MediaStorageSOPClassUID = sop_class
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
         delattr(data_set, name)
     shared = Dataset()
@@ -775,6 +779,12 @@ def test_an_enhanced_file_reads_like_its_series(tmp_path: Path, order: list[int]
     assert_is_phantom(volume)
     if order in (list(range(24)), list(range(23, -1, -1))):
         assert np.array_equal(volume.to_source_order(volume.hu), HU[order])
+
+
+def test_a_legacy_converted_file_reads_like_its_series(tmp_path: Path) -> None:
+    data_set = as_enhanced(write(tmp_path / "scan"), list(range(24)), LEGACY_ENHANCED)
+    data_set.save_as(tmp_path / "legacy.dcm")
+    assert_is_phantom(read_volume(tmp_path / "legacy.dcm"))
 
 
 def test_a_compressed_enhanced_file_reads_like_its_series(tmp_path: Path) -> None:
