@@ -16,6 +16,7 @@ import torch
 from ctfm import CTFMModel, CTFMVisionModel
 from ctfm.image_processing_ctfm import CTFMImageProcessor
 from ctfm.modeling_ctfm import pool_text
+from ctfm.train import convert_spectre
 from ctfm.train.convert_spectre import (
     ConversionError,
     Part,
@@ -214,6 +215,21 @@ def test_safetensors_layout_gives_the_same_model(published: SpectreFiles, tmp_pa
     ours = convert(SpectreFiles(backbone=str(tmp_path / "model.safetensors"))).state_dict()
     for key, value in convert(published).state_dict().items():
         assert torch.equal(ours[key], value), key
+
+
+def test_a_part_may_lie_on_the_hub(published: SpectreFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repo: str, file: str) -> str:
+        asked.append((repo, file))
+        return published.backbone
+
+    monkeypatch.setattr(convert_spectre, "hf_hub_download", download)
+    part = load_part("hf://cclaess/SPECTRE/weights/backbone.pt")
+    assert asked == [("cclaess/SPECTRE", "weights/backbone.pt")]
+    assert part.tensors.keys() == load_part(published.backbone).tensors.keys()
+    with pytest.raises(ConversionError, match="Give a path, or hf://"):
+        load_part("cclaess/SPECTRE")
 
 
 def test_backbone_alone_gives_crop_features_and_their_largest_as_the_scans(published: SpectreFiles) -> None:

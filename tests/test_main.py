@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -257,6 +258,15 @@ def test_demo_draws_a_scan(tmp_path: Path, checkpoint: Path, capsys: pytest.Capt
     for name in ("planes.png", "components.png"):
         picture = np.asarray(Image.open(out / name))
         assert picture.std() > 10, f"{name} is one colour"
+
+
+@pytest.mark.parametrize(("scan", "expected"), [("", []), ("my scans/a.zip", ["my scans/a.zip"])])
+def test_make_demo_gives_the_scan_on_as_one_word(scan: str, expected: list[str]) -> None:
+    command = ["make", "--dry-run", "--old-file=.venv/.done", "demo", "SPACE=no", f"SCAN={scan}"]
+    root = Path(__file__).parent.parent
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    (words,) = (shlex.split(line) for line in said.splitlines() if "-m ctfm demo" in line)
+    assert words[4:] == expected
 
 
 def test_weights_that_are_random_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -202,6 +202,12 @@ def test_a_scan_is_varied_as_one_and_crops_that_hold_nothing_stay_empty() -> Non
     torch.testing.assert_close(vary_scan(pixels, noisy, seed=3), vary_scan(pixels, noisy, seed=3), rtol=0, atol=0)
 
 
+def test_a_scan_that_is_aligned_with_its_report_is_never_mirrored() -> None:
+    pixels = torch.rand(1, 3, 1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    mirrored = replace(PLAIN, flip=(1.0, 1.0, 1.0))
+    assert all(torch.equal(vary_scan(pixels, mirrored, seed), vary_scan(pixels, PLAIN, seed)) for seed in range(5))
+
+
 @pytest.mark.gpu
 def test_views_on_the_gpu_are_those_of_the_cpu() -> None:
     if not torch.cuda.is_available():

@@ -266,7 +266,7 @@ def reoriented(order: tuple[int, int, int], signs: tuple[int, int, int]) -> tupl
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
-@pytest.mark.parametrize("signs", product((1, -1), repeat=3))  # prone is (1, -1, -1), feet first (-1, 1, -1)
+@pytest.mark.parametrize("signs", list(product((1, -1), repeat=3)))  # prone is (1, -1, -1), feet first (-1, 1, -1)
 def test_every_acquisition_plane_lands_in_one_orientation(
     tmp_path: Path, order: tuple[int, int, int], signs: tuple[int, int, int]
 ) -> None:
