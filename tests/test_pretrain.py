@@ -18,8 +18,10 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from ctfm import CTFMModel, CTFMProcessor
+from accelerate.state import AcceleratorState
+from ctfm import CTFMModel, CTFMProcessor, CTFMVisionModel
 from ctfm.train import build as building
+from ctfm.train import checkpoint as checkpoints
 from ctfm.train import monitor as monitoring
 from ctfm.train import pretrain as loop
 from ctfm.train.checkpoint import check_recipe, load_exported
@@ -238,6 +240,18 @@ def test_activations_computed_again_change_nothing(data: Path, tmp_path: Path) -
     assert losses(again) == pytest.approx(losses(kept), rel=1e-6)
 
 
+def test_bfloat16_gives_nearly_the_losses_of_float32(data: Path, one_process: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process keeps its first precision
+    try:
+        run = loop.Run(recipe=tiny_recipe(STEPS), out=tmp_path / "run", data=(str(data),), log_every=1, save_every=100)
+        loop.pretrain(run, Accelerator(cpu=True, mixed_precision="bf16"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert losses(run.out) != losses(one_process)
+    assert losses(run.out) == pytest.approx(losses(one_process), rel=0.1)  # measured: 0.01, and 0.05 in the last phase
+    assert all(tensor.dtype != torch.bfloat16 for tensor in weights(run.out).values())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
@@ -247,6 +261,31 @@ def test_compiled_layers_give_the_losses_of_eager_ones(data: Path, tmp_path: Pat
     eager = train(tmp_path / "eager", data, recipe)
     compiled = train(tmp_path / "compiled", data, recipe, compile_layers=True)
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
+
+
+def test_a_run_is_probed_as_often_as_asked_and_at_the_end_of_a_phase(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def answer(model: torch.nn.Module, processor: Any, manifest: Manifest, *scans: int) -> dict[str, float]:
+        asked.append((type(model), manifest.folder, scans))
+        return {"knn/macro_auroc": 0.5 + len(asked) / 100}
+
+    monkeypatch.setattr(loop, "probe", answer)
+    run = loop.Run(
+        recipe=only("segmentation", steps=3),
+        out=tmp_path / "run",
+        data=(str(data),),
+        save_every=1,
+        probe_every=2,
+        probe_scans=7,
+        log_every=9,
+    )
+    loop.pretrain(run, Accelerator(cpu=True))
+    found = [(row["step"], row["probe/knn/macro_auroc"]) for row in rows(run.out) if "probe/knn/macro_auroc" in row]
+    assert found == [(0, 0.51), (2, 0.52), (3, 0.53)]
+    assert set(asked) == {(CTFMVisionModel, str(data), (7, 7))}
 
 
 # --- bad steps -----------------------------------------------------------------------------------------------------------
@@ -332,6 +371,18 @@ def test_the_export_loads_as_it_was_trained(one_process: Path, data: Path) -> No
     expected = processor(images=[volume], text=["Pleural effusion."])
     assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
+
+
+def test_a_checkpoint_of_any_step_is_exported_by_a_command(
+    one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = one_process / "checkpoints" / "self_supervision-0000002"
+    monkeypatch.setattr(sys, "argv", ["checkpoint", str(path), str(tmp_path / "exported")])
+    assert checkpoints.main() == 0
+    state = CTFMVisionModel.from_pretrained(tmp_path / "exported", dtype=torch.bfloat16).local_model.state_dict()
+    teacher = load_file(path / "objective.safetensors")
+    for name, tensor in state.items():
+        assert torch.equal(tensor, teacher[f"teacher.backbone.{name}"].bfloat16()), name
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
