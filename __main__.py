@@ -334,7 +334,7 @@ def draw_demo(
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["report-check"]:
-        from .reporting.check import main as check_report
+        from .reporting.command import main as check_report
 
         return check_report(arguments[1:])
     parser = argparse.ArgumentParser(

@@ -1,5 +1,5 @@
 """`python -m ctfm.reporting FILE`: the same as `ctfm report-check FILE`."""
 
-from .check import main
+from .command import main
 
 raise SystemExit(main())

@@ -1,18 +1,15 @@
 """Report -> for every checklist item: reported, partly reported, not found or not applicable, with its evidence.
 
-    ctfm report-check FILE [--protocol] [--html out.html] [--markdown out.md] [--json out.json] [--csv out.csv]
-
-The checker finds statements. It does not judge whether they are true, and it is wrong as often as the figures beside every
-verdict say. Nothing leaves the machine.
+`check(path)` and `label(sentences, sections)` are the Python interface; `command.py` is the command line. The checker finds
+statements. It does not judge whether they are true, and it is wrong as often as the figures beside every verdict say. Nothing
+leaves the machine.
 """
 
-import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -32,12 +29,16 @@ STATUSES = ("reported", "partly reported", "not found", "not applicable")
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRates:
-    """How an item's verdicts did on the articles of the other folds: shares, and how many articles they rest on."""
+    """How often an item was called reported and missing on articles that the model had not seen, and how often rightly."""
 
-    precision: float
-    recall: float
-    missing_precision: float | None
-    articles: int
+    called_reported: int
+    called_reported_rightly: int
+    called_missing: int
+    called_missing_rightly: int
+
+    @classmethod
+    def of(cls, calibration: dict) -> "ErrorRates":
+        return cls(**{field.name: calibration[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,11 @@ class Labeller:
         return [labels[number] for number in range(len(labels))]
 
     @torch.inference_mode()
-    def probabilities(self, sentences: Sequence[str], sections: Sequence[Sequence[str]]) -> torch.Tensor:
-        """`(s, l)`: the model's own figures, before calibration."""
+    def probabilities(self, sentences: Sequence[str], sections: Sequence[Sequence[str]]) -> tuple[torch.Tensor, int]:
+        """`(s, l)`: the model's own figures, before calibration; and how many sentences were too long to be read whole."""
         batch = self.processor([list(sentences)], [[list(section) for section in sections]])
         inputs = {name: batch[name] for name in self.processor.model_input_names}
-        return self.model(**inputs).logits[0].float().sigmoid()
+        return self.model(**inputs).logits[0].float().sigmoid(), batch["cut_sentences"]
 
 
 @cache
@@ -131,7 +132,8 @@ def label(
     """
     labeller = load_labeller(checkpoint)
     sections = sections if sections is not None else [[] for _ in sentences]
-    return [list(items) for items in _labels(labeller, labeller.probabilities(sentences, sections), checklist)]
+    probabilities, _ = labeller.probabilities(sentences, sections)
+    return [list(items) for items in _labels(labeller, probabilities, checklist)]
 
 
 def _labels(labeller: Labeller, probabilities: torch.Tensor, checklist: str) -> list[tuple[str, ...]]:
@@ -156,55 +158,18 @@ def calibrate(probability: float, calibration: dict) -> float:
     return torch.sigmoid(torch.tensor(calibration["slope"] * logit + calibration["offset"])).item()
 
 
-def _by_rule(item: Item, document: Document) -> Verdict:
-    def sentences(kind: str) -> list[Sentence]:
-        return [sentence for sentence in document.sentences if section_kind(sentence.section) == kind]
-
-    if item.rule == "title_is_randomised":
-        found = [
-            s for s in sentences("title") if re.search(r"\brandom(i[sz]ed|ly|i[sz]ation)?\b", s.text, re.IGNORECASE)
-        ]
-        return Verdict(item=item, status="reported" if found else "not found", probability=None, evidence=tuple(found))
-    if item.rule == "abstract_is_structured":
-        abstract = sentences("abstract")
-        headers = {section_kind([s.section[-1]]) for s in abstract if len(s.section) > 1}
-        structured = len(headers & {"introduction", "methods", "results", "discussion"}) >= 3
-        status = "reported" if structured else ("partly reported" if abstract else "not found")
-        elements = (ElementVerdict(name="headings in the abstract", found=structured),) if abstract else ()
-        return Verdict(
-            item=item,
-            status=status,
-            probability=None,
-            evidence=tuple(s for s in abstract if s.text not in s.section)[:2],
-            elements=elements,
-        )
-    introduction = sentences("introduction")
-    status = "reported" if len(introduction) >= 3 else "not found"
+def _by_rule(item: Item, document: Document, labeller: Labeller) -> Verdict:
+    assert item.rule is not None
+    found = item.rule(document.sentences)
+    measured = labeller.calibration.get(f"rule:{item.rule.__name__}")
     return Verdict(
         item=item,
-        status=status,
+        status="reported" if found.is_stated else "partly reported" if found.lacking else "not found",
         probability=None,
-        evidence=tuple(s for s in introduction if s.text not in s.section)[:2],
+        evidence=found.evidence,
+        elements=tuple(ElementVerdict(name=name, found=False) for name in found.lacking),
+        error_rates=ErrorRates.of(measured) if measured else None,
     )
-
-
-def _happened(item: Item, text: str) -> bool:
-    """Whether the report says that what a conditional item asks about took place."""
-    patterns = {
-        "3b": r"\b(protocol (was |were )?(amend|chang|modif)\w+|amendments?)\b",
-        "6b": r"\b(outcome|end[ -]?point)s? (was|were) (changed|amended|added)\b",
-        "7b": r"\binterim analys[ie]s\b",
-        "11b": r"\b(double|triple|single)[- ](blind|mask)\w*|\bplacebo\b",
-        "12b": r"\b(subgroup|sensitivity|exploratory|adjusted|post[- ]hoc) analys[ie]s\b",
-        "14b": r"\b(stopped|terminated|halted) (early|prematurely)\b|\bearly (stopping|termination)\b",
-        "17b": r"\b(odds ratio|risk ratio|relative risk|proportion of)\b",
-        "18": r"\b(subgroup|sensitivity|exploratory|adjusted|post[- ]hoc) analys[ie]s\b",
-        "17b_spirit": r"\b(blind|mask)(ed|ing)\b",
-        "21b": r"\binterim analys[ie]s\b",
-        "33": r"\b(biobank|samples? (will be|are) stored|specimens)\b",
-    }
-    key = "17b_spirit" if item.number == "17b" and item.labels[:1] != ("consort:17b",) else item.number
-    return bool(re.search(patterns[key], text, re.IGNORECASE))
 
 
 def _by_model(item: Item, document: Document, probabilities: torch.Tensor, labeller: Labeller, text: str) -> Verdict:
@@ -225,14 +190,9 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
     candidates = set(found) - headings or headings  # a heading announces a statement; it is one only for want of better
     rows = sorted(sorted(candidates, key=lambda row: -found[row])[:MAX_EVIDENCE]) if decided else []
     evidence = tuple(document.sentences[row] for row in rows)
-    rates = ErrorRates(
-        precision=best["precision"],
-        recall=best["recall"],
-        missing_precision=best["missing_precision"],
-        articles=best["articles"],
-    )
+    rates = ErrorRates.of(best)
     if not decided:
-        conditional = item.only_if is not None and not _happened(item, text)
+        conditional = item.trace is not None and not re.search(item.trace, text, re.IGNORECASE)
         return Verdict(
             item=item,
             status="not applicable" if conditional else "not found",
@@ -240,7 +200,7 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
             error_rates=rates,
             note=f"asked for only if {item.only_if}; no sign of that was found" if conditional else "",
         )
-    elements = tuple(_elements(item, evidence, document)) if item.labels[0].startswith("consort:") else ()
+    elements = tuple(_elements(item, evidence, document))
     partly = any(not element.found for element in elements)
     return Verdict(
         item=item,
@@ -259,7 +219,7 @@ def _elements(item: Item, evidence: Sequence[Sentence], document: Document) -> l
         if section_kind(sentence.section) in item.parts and sentence not in evidence
     ]
     verdicts = []
-    for element in elements_of(item.number):
+    for element in (element for key in item.elements for element in elements_of(key)):
         found = find_element(element, [s.text for s in evidence], [s.text for s in home])
         if found is not None:
             where = next((s.number for s in (*evidence, *home) if element.pattern.search(s.text)), None)
@@ -271,23 +231,44 @@ def check_document(document: Document, protocol: bool = False, checkpoint: str |
     """Checks a document that is already read, against CONSORT 2010 or, as a protocol, against SPIRIT 2013."""
     labeller = load_labeller(checkpoint)
     texts = [sentence.text for sentence in document.sentences]
-    probabilities = labeller.probabilities(texts, [sentence.section for sentence in document.sentences])
+    probabilities, num_cut = labeller.probabilities(texts, [sentence.section for sentence in document.sentences])
     text = " ".join(texts)
     items = SPIRIT if protocol else CONSORT
     verdicts = tuple(
-        _by_rule(item, document) if item.rule is not None else _by_model(item, document, probabilities, labeller, text)
+        _by_rule(item, document, labeller)
+        if item.rule is not None
+        else _by_model(item, document, probabilities, labeller, text)
         for item in items
     )
-    warnings = document.warnings
-    if protocol:
-        warnings += (f"SPIRIT items {', '.join(SPIRIT_NOT_CHECKED)} are not checked: no corpus annotates them.",)
     return Report(
         document=document,
         checklist="SPIRIT 2013" if protocol else "CONSORT 2010",
         verdicts=verdicts,
         labels=tuple(_labels(labeller, probabilities, "spirit" if protocol else "consort")),
-        warnings=warnings,
+        warnings=(*document.warnings, *_warnings(document, protocol, num_cut)),
     )
+
+
+def _warnings(document: Document, protocol: bool, num_cut: int) -> list[str]:
+    warnings = []
+    kinds = {section_kind(sentence.section) for sentence in document.sentences}
+    absent = [
+        kind for kind in (("methods",) if protocol else ("methods", "results", "discussion")) if kind not in kinds
+    ]
+    if absent:
+        warnings.append(f"No section was recognised as {', '.join(absent)}; items that belong there may be missed.")
+    if not protocol and re.search(r"\bprotocol\b", document.title, re.IGNORECASE):
+        warnings.append(
+            'The title says "protocol": check it against SPIRIT with --protocol (in Python, protocol=True).'
+        )
+    if num_cut:
+        warnings.append(f"{num_cut} sentences were too long to be read to their end.")
+    if protocol:
+        warnings += [
+            f"SPIRIT items {', '.join(SPIRIT_NOT_CHECKED)} are not checked: too few annotations, or none.",
+            "Item 16b is labelled as item 9 of CONSORT; the figures beside it are of results reports, not of protocols.",
+        ]
+    return warnings
 
 
 def check(path: str | Path, protocol: bool = False, checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Report:
@@ -322,127 +303,3 @@ def summarise(reports: Sequence[Report]) -> list[tuple[Item, Counter]]:
         for verdicts in zip(*(report.verdicts for report in reports), strict=True)
     ]
     return sorted(rows, key=lambda row: (-row[1]["not found"], -row[1]["partly reported"]))
-
-
-# ---- comparison of a protocol with its report ----
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutcomeMatch:
-    """A sentence of the protocol that defines outcomes, and the sentence of the report nearest to it, if any."""
-
-    protocol: Sentence
-    report: Sentence | None
-    shared_words: tuple[str, ...]
-
-
-_COMMON = frozenset(
-    ("primary", "secondary", "outcome", "outcomes", "measure", "measures", "assessed", "measured", "defined", "baseline",
-     "weeks", "months", "after", "from", "with", "will", "were", "that", "using", "between", "endpoint", "study")
-)  # fmt: skip
-
-
-def compare_outcomes(protocol: Report, report: Report) -> list[OutcomeMatch]:
-    """Outcomes that a protocol defines and its report may have left out or changed; to be read by a person.
-
-    Words are compared, not meanings: fewer than three shared content words is no match.
-    """
-    planned = _outcome_sentences(protocol, "spirit")
-    reported = [(sentence, _content_words(sentence.text)) for sentence in _outcome_sentences(report, "consort")]
-    matches = []
-    for sentence in planned:
-        words = _content_words(sentence.text)
-        best, shared = None, frozenset()
-        for other, other_words in reported:
-            if len(words & other_words) > len(shared):
-                best, shared = other, words & other_words
-        enough = len(shared) >= min(3, max(1, len(words)))
-        matches.append(
-            OutcomeMatch(protocol=sentence, report=best if enough else None, shared_words=tuple(sorted(shared)))
-        )
-    return matches
-
-
-def _outcome_sentences(report: Report, checklist: str) -> list[Sentence]:
-    name = "12a_Outcomes_Definitions" if checklist == "spirit" and report.checklist.startswith("SPIRIT") else "6a"
-    pattern = re.compile(r"\b(primary|secondary|main)\b.{0,40}\b(outcome|end[ -]?point|measure)", re.IGNORECASE)
-    return [
-        sentence
-        for sentence, labels in zip(report.document.sentences, report.labels, strict=True)
-        if name in labels and pattern.search(sentence.text)
-    ]
-
-
-def _content_words(text: str) -> frozenset[str]:
-    return frozenset(word for word in re.findall(r"[a-z]{4,}", text.lower()) if word not in _COMMON)
-
-
-# ---- command line ----
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ctfm report-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("path", type=Path, help=f"a report ({', '.join(READERS)}), or a folder of reports")
-    parser.add_argument("--protocol", action="store_true", help="a protocol: check against SPIRIT 2013")
-    parser.add_argument(
-        "--compare", type=Path, metavar="PROTOCOL", help="compare the report's outcomes with its protocol's"
-    )
-    parser.add_argument("--html", type=Path, help="write a page in which a click on an item shows its sentences")
-    parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--checklist", type=Path, help="write the checklist to fill in and submit, as .docx or .md")
-    parser.add_argument("--numbering", choices=("2010", "2025"), default="2010", help="numbers shown for CONSORT items")
-    parser.add_argument("--all", action="store_true", help="show the items that are reported, too")
-    parser.add_argument("--no-color", action="store_true")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`ctfm report-check`. 0: done, 2: the file could not be read."""
-    from . import render
-
-    options = build_parser().parse_args(argv)
-    colours = not options.no_color and sys.stdout.isatty()
-    try:
-        if options.path.is_dir():
-            reports, problems = check_folder(options.path, options.protocol)
-            for problem in problems:
-                print(f"ctfm report-check: {problem}", file=sys.stderr)
-            if not reports:
-                print(f"ctfm report-check: {options.path} holds no readable report.", file=sys.stderr)
-                return 2
-            print(render.summary_table(summarise(reports), len(reports)))
-            return 0
-        report = check(options.path, options.protocol)
-        print(render.terminal_table(report, colours=colours, everything=options.all, numbering=options.numbering))
-        writers = (
-            (options.html, render.html),
-            (options.markdown, render.markdown),
-            (options.json, render.to_json),
-            (options.csv, render.to_csv),
-        )
-        for out, write in writers:
-            if out is not None:
-                out.write_text(write(report), encoding="utf-8")
-        if options.checklist is not None:
-            render.write_checklist(report, options.checklist)
-        if options.compare is not None:
-            print(render.comparison(compare_outcomes(check(options.compare, protocol=True), report)))
-    except DocumentError as error:
-        print(f"ctfm report-check: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def renumber(report: Report) -> Report:
-    """The same report with CONSORT 2025 numbers where they exist."""
-    return replace(
-        report,
-        verdicts=tuple(
-            replace(verdict, item=replace(verdict.item, number=verdict.item.consort_2025 or verdict.item.number))
-            for verdict in report.verdicts
-        ),
-    )

@@ -6,24 +6,37 @@ project's own short wording; the statements themselves are at www.consort-spirit
 
 # ruff: noqa: E501 -- a row of the checklist is one line
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from .documents import Sentence
+from .rules import (
+    RuleFinding,
+    abstract_is_structured,
+    interests_are_declared,
+    introduction_gives_background,
+    title_is_randomised,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One row of a checklist.
 
-    `labels` are the model's labels that state it, `rule` names the rule of `check.py` that decides it instead.
-    `only_if` says when the item is asked for; without a trace of that, an absent item is not applicable. `parts` are the
-    kinds of section where its elements are looked for.
+    `labels` are the model's labels that state it, `rule` decides it instead.
+    `only_if` says when the item is asked for; if `trace`, a pattern of that, is nowhere in the report, an absent item is not
+    applicable. `parts` are the kinds of section where its `elements` are looked for: items of CONSORT 2010, whole ("7a") or
+    one element of them ("12a: test or model").
     """
 
     number: str
     part: str
     text: str
     labels: tuple[str, ...] = ()
-    rule: str | None = None
+    rule: Callable[[Sequence[Sentence]], RuleFinding] | None = None
     only_if: str | None = None
+    trace: str | None = None
+    elements: tuple[str, ...] = ()
     parts: tuple[str, ...] = ("methods", "abstract", "other")
     consort_2025: str | None = None
     spirit: tuple[str, ...] = ()
@@ -109,7 +122,19 @@ _CONSORT = (
     ("25", "Other information", "Funding and the role of funders", _ANYWHERE, "5a", ("4",), None),
 )  # fmt: skip
 
-_BY_RULE = {"1a": "title_is_randomised", "1b": "abstract_is_structured", "2a": "introduction_gives_background"}
+_BY_RULE = {"1a": title_is_randomised, "1b": abstract_is_structured, "2a": introduction_gives_background}
+
+_OTHER_ANALYSES = r"\b(subgroup|sensitivity|exploratory|adjusted|post[- ]hoc) analys[ie]s\b"
+_CONSORT_TRACES = {
+    "3b": r"\b(protocol (was |were )?(amend|chang|modif)\w+|amendments?)\b",
+    "6b": r"\b(outcome|end[ -]?point)s? (was|were) (changed|amended|added)\b",
+    "7b": r"\binterim analys[ie]s\b",
+    "11b": r"\b(double|triple|single)[- ](blind|mask)\w*|\bplacebo\b",
+    "12b": _OTHER_ANALYSES,
+    "14b": r"\b(stopped|terminated|halted) (early|prematurely)\b|\bearly (stopping|termination)\b",
+    "17b": r"\b(odds ratio|risk ratio|relative risk|proportion of)\b",
+    "18": _OTHER_ANALYSES,
+}
 
 CONSORT = tuple(
     Item(
@@ -119,6 +144,8 @@ CONSORT = tuple(
         labels=() if number in _BY_RULE else (f"consort:{number}",),
         rule=_BY_RULE.get(number),
         only_if=only_if,
+        trace=_CONSORT_TRACES.get(number),
+        elements=(number,),
         parts=parts,
         consort_2025=consort_2025,
         spirit=spirit,
@@ -151,6 +178,7 @@ _SPIRIT = (
     ("16a", "Methods", "How the random sequence is generated",
      ("16a_Randomization_Generation", "16b_Randomization_Type", "16c_Randomization_Block_size",
       "16d_Randomization_Strata"), None),
+    ("16b", "Methods", "How the allocation is concealed until assignment", ("consort:9",), None),
     ("16c", "Methods", "Who generates, who enrols, who assigns",
      ("16g_Personnel_Sequence", "16h_Personnel_Enrollment"), None),
     ("17a", "Methods", "Who is blinded, and how",
@@ -172,6 +200,7 @@ _SPIRIT = (
     ("25", "Ethics and dissemination", "How amendments are communicated", ("25_Amendments",), None),
     ("26a", "Ethics and dissemination", "Who obtains consent, and how", ("26a_Consent_Obtaining",), None),
     ("27", "Ethics and dissemination", "Confidentiality", ("27_Confidentiality",), None),
+    ("28", "Ethics and dissemination", "Declaration of interests", (), None),
     ("29", "Ethics and dissemination", "Who has access to the data", ("29_Data_access",), None),
     ("30", "Ethics and dissemination", "Care after the trial", ("30_Post_trial_care",), None),
     ("31a", "Ethics and dissemination", "How results are made known", ("31a_Dissemination",), None),
@@ -181,11 +210,46 @@ _SPIRIT = (
     ("33", "Appendices", "Biological specimens", ("33_Biological_specimens",), "specimens are kept"),
 )  # fmt: skip
 
-# Items of SPIRIT 2013 that neither corpus annotates by sentence; they are listed as not checked, never as missing.
-SPIRIT_NOT_CHECKED = ("2b", "3", "5c", "6a", "6b", "16b", "21a charter", "26b", "28", "32")
+# Items of SPIRIT 2013 that no corpus annotates by sentence, or (26b) in four articles only; never called missing.
+SPIRIT_NOT_CHECKED = ("2b", "3", "5c", "6a", "6b", "26b", "32")
+# Items that CONSORT 2025 added to those of 2010; no corpus annotates them.
+CONSORT_2025_NOT_CHECKED = ("4", "5b", "8", "12b", "15", "24a", "24b")
+
+_SPIRIT_TRACES = {
+    "17b": r"\b(blind|mask)(ed|ing)\b",
+    "21b": r"\binterim analys[ie]s\b",
+    "33": r"\b(biobank|samples? (will be|are) stored|specimens)\b",
+}
+_SPIRIT_ELEMENTS = {
+    "2a": ("23",),
+    "4": ("25: source of funding",),
+    "8": ("3a",),
+    "9": ("4b",),
+    "10": ("4a",),
+    "11a": ("5",),
+    "12": ("6a",),
+    "14": ("7a",),
+    "16a": ("8a", "8b"),
+    "16b": ("9",),
+    "16c": ("10",),
+    "17a": ("11a",),
+    "20a": ("12a: test or model",),
+    "20c": ("12a: analysis population", "12a: handling of missing data"),
+}
+_SPIRIT_BY_RULE = {"28": interests_are_declared}
 
 SPIRIT = tuple(
-    Item(number=number, part=part, text=text, labels=tuple(f"spirit:{label}" for label in labels), only_if=only_if)
+    Item(
+        number=number,
+        part=part,
+        text=text,
+        labels=tuple(label if ":" in label else f"spirit:{label}" for label in labels),
+        rule=_SPIRIT_BY_RULE.get(number),
+        only_if=only_if,
+        trace=_SPIRIT_TRACES.get(number),
+        elements=_SPIRIT_ELEMENTS.get(number, ()),
+        parts=_ANYWHERE if part == "Administrative information" else Item.parts,
+    )
     for number, part, text, labels, only_if in _SPIRIT
 )
 

@@ -7,6 +7,7 @@ parsed; XML is read without entities, DTD or network. Nothing leaves the machine
 # ruff: noqa: E501 -- lists of headings
 
 import re
+import time
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from .processing_trialreport import section_kind
 
 MAX_BYTES = 40_000_000
 MAX_PAGES = 400
+MAX_PDF_SECONDS = 120
 MAX_SENTENCES = 6000
+MAX_LETTERS = 2_000_000
 MAX_EXPANDED_BYTES = 200_000_000
 
 
@@ -76,6 +79,7 @@ _ABBREVIATION = re.compile(
     r"|co|corp|dept|univ|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|u\.s|u\.k|ph\.d|m\.d)|\b[A-Z])\.$",
     re.IGNORECASE,
 )
+_CAPTION = re.compile(r"(fig(ure|\.)?|table) \d+[.:]", re.IGNORECASE)
 _INITIAL = re.compile(r"(?<![A-Za-z])[A-Z]\.$")
 _BREAK = re.compile(r"(?<=[.!?])(?:[\"'”’)\]]*)(?:\[?\d+(?:[,–-]\d+)*\]?)?\s+(?=[\"'“‘(\[]?[A-Z0-9])")
 
@@ -90,8 +94,10 @@ def split_sentences(text: str) -> list[str]:
     text = " ".join(text.split())
     sentences, start = [], 0
     for found in _BREAK.finditer(text):
-        before = text[start : found.start()]
+        before = text[max(start, found.start() - 40) : found.start()]
         tail = before[-12:]
+        if found.start() - start < 40 and _CAPTION.fullmatch(before):
+            continue
         word = re.search(r"[\w.]+\.$", tail)
         if word and (_INITIAL.search(tail) or _ABBREVIATION.match(word[0]) or _is_et_al(before)):
             continue
@@ -161,6 +167,26 @@ def heading_level(line: str) -> int:
     return 0
 
 
+_NUMBER = re.compile(r"[(\[<>=±*]*[-−–+]?\d[\d.,·%/]*[)\]%*†‡]*")
+
+
+def is_table_row(line: str) -> bool:
+    """A line of mostly numbers that ends no sentence, in text where tables are not marked.
+
+    Example:
+        >>> is_table_row("Age (years) 54.2 (10.1) 55.0 (9.8) 0.45"), is_table_row("the score fell (95% CI 1.2 to 3.4).")
+        (True, False)
+    """
+    words = line.split()
+    numbers = sum(bool(_NUMBER.fullmatch(word)) for word in words)
+    return numbers >= 3 and numbers > len(words) / 2 and line[-1] not in ".;,"
+
+
+def _warn_of_rows(reading: "_Reading", count: int) -> None:
+    if count:
+        reading.warnings.append(f"{count} lines look like rows of tables and were not read.")
+
+
 # ---- readers ----
 
 
@@ -190,9 +216,13 @@ def read_plain(path: Path) -> _Reading:
             reading.blocks.append(_Block(text=" ".join(paragraph)))
             paragraph.clear()
 
+    rows = 0
     for line in _read_text(path).splitlines():
         level = heading_level(line)
-        if level:
+        if line.strip() and is_table_row(line.strip()):
+            rows += 1
+            close()
+        elif level:
             close()
             reading.blocks.append(_Block(text=line.strip().rstrip(":"), level=level))
         elif line.strip():
@@ -200,6 +230,7 @@ def read_plain(path: Path) -> _Reading:
         else:
             close()
     close()
+    _warn_of_rows(reading, rows)
     _mark_title(reading)
     return reading
 
@@ -251,8 +282,7 @@ def read_markdown(path: Path) -> _Reading:
 
 
 def _plain_markdown(text: str) -> str:
-    text = re.sub(r"!\[([^]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"!?\[([^]]{0,500})\]\([^)]{0,2000}\)", r"\1", text)
     return re.sub(r"(\*\*|__|`|(?<!\w)[*_](?=\w)|(?<=\w)[*_](?!\w))", "", text).strip()
 
 
@@ -289,11 +319,13 @@ def read_jats(path: Path) -> _Reading:
         if _tag(node) == "article-title" and _tag(node.getparent()) == "title-group":
             reading.blocks.append(_Block(text=_words(node), section=("Title",)))
             break
-    for abstract in article.findall(".//{*}abstract"):
+    for abstract in article.findall("./{*}front//{*}abstract"):
         if abstract.get("abstract-type") in (None, "", "structured", "summary"):
             _walk_jats(abstract, ("Abstract",), reading)
     for body in article.findall("./{*}body"):
         _walk_jats(body, (), reading)
+    for funding in article.findall("./{*}front//{*}funding-statement"):
+        reading.blocks.append(_Block(text=_words(funding), section=("Back matter", "Funding")))
     for back in article.findall("./{*}back"):
         _walk_jats(back, ("Back matter",), reading)
     references = len(article.findall(".//{*}ref"))
@@ -369,7 +401,14 @@ def read_pdf(path: Path) -> _Reading:
         pages = len(file.pages)
         if pages > MAX_PAGES:
             raise DocumentError(f"{path.name} has {pages} pages; at most {MAX_PAGES} are read. Pass the report alone.")
-        texts = [page.extract_text() or "" for page in file.pages]
+        texts: list[str] = []
+        deadline = time.monotonic() + MAX_PDF_SECONDS
+        for page in file.pages:
+            if time.monotonic() > deadline:
+                raise DocumentError(
+                    f"{path.name} took more than {MAX_PDF_SECONDS} s, at page {len(texts) + 1} of {pages}. Pass it as docx or text."
+                )
+            texts.append(page.extract_text() or "")
     except (PyPdfError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DocumentError):
             raise
@@ -394,28 +433,33 @@ def _add_pages(reading: _Reading, texts: list[str]) -> None:
 
     seen = Counter(line for text in texts for line in set(edge(text)))
     repeated = {line for line, count in seen.items() if line and count > max(2, len(texts) // 2)}
-    paragraph, first_page = "", 1
+    paragraph, first_page, rows = "", 1, 0
     for number, text in enumerate(texts, 1):
         for raw in text.splitlines():
             line = raw.strip()
             if not line or re.sub(r"\d+", "#", line) in repeated or re.fullmatch(r"(page )?\d+( of \d+)?", line, re.I):
                 continue
             level = heading_level(line)
-            if level:
+            is_row = is_table_row(line)
+            rows += is_row
+            if level or is_row or _CAPTION.match(line):
                 if paragraph:
                     reading.blocks.append(_Block(text=paragraph, page=first_page))
-                reading.blocks.append(_Block(text=line, level=level, page=number))
                 paragraph = ""
+            if level:
+                reading.blocks.append(_Block(text=line, level=level, page=number))
+            if level or is_row:
                 continue
             if not paragraph:
                 first_page = number
             hyphenated = re.search(r"[a-z]-$", paragraph) and line[:1].islower()
             paragraph = paragraph[:-1] + line if hyphenated else f"{paragraph} {line}".strip()
-            if len(paragraph) > 600 and line.endswith("."):
+            if len(paragraph) > 5000 or (len(paragraph) > 600 and line.endswith(".")):
                 reading.blocks.append(_Block(text=paragraph, page=first_page))
                 paragraph = ""
     if paragraph:
         reading.blocks.append(_Block(text=paragraph, page=first_page))
+    _warn_of_rows(reading, rows)
 
 
 def read_docx(path: Path) -> _Reading:
@@ -488,6 +532,11 @@ def read_document(path: str | Path) -> Document:
     if reader is None:
         raise DocumentError(f'"{path.suffix}" ({path.name}) is not a known format; pass one of {", ".join(READERS)}.')
     reading = reader(path)
+    letters = sum(len(block.text) for block in reading.blocks)
+    if letters > MAX_LETTERS:
+        raise DocumentError(
+            f"{path.name} has {letters:,} letters; at most {MAX_LETTERS:,} are read. Pass the report alone."
+        )
     sentences = to_sentences(reading)
     if not sentences:
         raise DocumentError(f"{path.name} holds no sentence.")
@@ -531,27 +580,8 @@ def to_sentences(reading: _Reading) -> list[Sentence]:
 
 
 _ENGLISH = frozenset(
-    (
-        "the",
-        "of",
-        "and",
-        "to",
-        "in",
-        "were",
-        "was",
-        "for",
-        "with",
-        "a",
-        "that",
-        "by",
-        "at",
-        "or",
-        "from",
-        "on",
-        "this",
-        "is",
-    )
-)
+    ("the", "of", "and", "to", "in", "were", "was", "for", "with", "a", "that", "by", "at", "or", "from", "on", "this", "is")
+)  # fmt: skip
 
 
 def _refuse_other_languages(name: str, sentences: list[Sentence]) -> None:
@@ -569,10 +599,6 @@ def _doubts(sentences: list[Sentence]) -> list[str]:
     text = " ".join(sentence.text for sentence in sentences).lower()
     if len(re.findall(r"\brandom(?:ly|i[sz]ed|i[sz]ation|i[sz]e)?\b", text)) < 2:
         doubts.append("Randomisation is hardly mentioned: this may not be a report of a randomised trial.")
-    kinds = {section_kind(sentence.section) for sentence in sentences}
-    absent = [kind for kind in ("methods", "results", "discussion") if kind not in kinds]
-    if absent:
-        doubts.append(f"No section was recognised as {', '.join(absent)}; items that belong there may be missed.")
     if len(sentences) < 40:
         doubts.append(f"Only {len(sentences)} sentences: an abstract or a part? Absent items say little then.")
     return doubts

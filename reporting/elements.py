@@ -57,7 +57,7 @@ ELEMENTS = (
     _element("9", "mechanism of concealment", r"\b(sealed|opaque|envelopes?|central(ly|i[sz]ed)?|telephone|web[- ]based|interactive (voice|web)|pharmacy|numbered (containers?|bottles?|kits?|packs?)|conceal\w+)\b"),
     _element("10", "who generated the sequence", r"\b(statistician|biostatistic\w+|pharmac\w+|independent \w+|data (centre|center|manager)|coordinating (centre|center)|trials? unit|computer (system|program)|sponsor|company|investigator|researcher)\b[^.;]{0,80}\b(generat\w+|prepar\w+|produc\w+|creat\w+|list|sequence|schedule|code|randomi[sz]ation)\b|\b(generated|prepared|produced|created) by\b"),
     _element("10", "who enrolled participants", r"\b(enrol\w+|recruit\w+|screened|consent\w*|approached)\b[^.;]{0,60}\bby\b|\b(investigators?|nurses?|physicians?|doctors?|staff|coordinators?|clinicians?|practitioners?|researchers?)\b[^.;]{0,40}\b(enrol\w+|recruit\w+|approached|screened|invited)\b"),
-    _element("10", "who assigned participants", r"\b(assign\w+|allocat\w+|randomi[sz]\w+)\b[^.;]{0,80}\bby\b|\b(investigators?|nurses?|physicians?|doctors?|staff|pharmacists?|coordinators?|system|practitioners?|researchers?)\b[^.;]{0,60}\b(assign\w+|allocat\w+|dispens\w+)\b"),
+    _element("10", "who assigned participants", r"\b(assign\w+|allocat\w+|randomi[sz]\w+)\b[^.;]{0,80}\bby\b|\b(investigators?|nurses?|physicians?|doctors?|staff|pharmacists?|coordinators?|system|practitioners?|researchers?)\b[^.;]{0,90}\b(assign\w*|allocat\w+|dispens\w+)\b"),
     _element("11a", "who was blinded", r"\b(participants?|patients?|subjects?|women|men|children|parents|physicians?|doctors?|clinicians?|investigators?|nurses?|staff|personnel|assessors?|evaluators?|statisticians?|analysts?|readers?|carers?|caregivers?|therapists?|raters?|adjudicat\w+|everyone|all parties)\b[^.;]{0,80}\b(blind\w*|mask\w*|unaware|not (told|informed))\b|\b(blind\w*|mask\w*|unaware)\b[^.;]{0,80}\b(participants?|patients?|subjects?|women|men|children|parents|physicians?|doctors?|clinicians?|investigators?|nurses?|staff|personnel|assessors?|evaluators?|statisticians?|analysts?|readers?|carers?|caregivers?|therapists?|raters?)\b|\bopen[- ]label\b"),
     _element("12a", "test or model", r"\b(regression|(co)?variance|an(c)?ova|t[- ]tests?|chi-?squared?|χ2|fisher\w*|wilcoxon|mann[- ]whitney|log-?rank|kaplan|cox|mixed[- ]\w+|mixed models?|generali[sz]ed (linear|estimating)|poisson|mcnemar|kruskal|mantel|bayes\w+)\b"),
     _element("12a", "analysis population", r"\b(intention[- ]to[- ]treat|intent[- ]to[- ]treat|itt|per[- ]protocol|as[- ]treated|full analysis set|modified intention|all randomi[sz]ed|analysis (set|population)|completers)\b"),
@@ -83,9 +83,10 @@ ELEMENTS = (
 )  # fmt: skip
 
 
-def elements_of(item: str) -> tuple[Element, ...]:
-    """The elements of an item of CONSORT 2010, in order."""
-    return tuple(element for element in ELEMENTS if element.item == item)
+def elements_of(key: str) -> tuple[Element, ...]:
+    """The elements of an item of CONSORT 2010, in order: `"7a"`; or one of them: `"7a: power"`."""
+    item, _, name = key.partition(": ")
+    return tuple(element for element in ELEMENTS if element.item == item and name in ("", element.name))
 
 
 def find_element(element: Element, evidence: list[str], home: list[str]) -> bool | None:
@@ -99,3 +100,12 @@ def find_element(element: Element, evidence: list[str], home: list[str]) -> bool
     if element.only_if is not None and not any(element.only_if.search(text) for text in evidence):
         return None
     return any(element.pattern.search(text) for text in (*evidence, *home))
+
+
+def elements_table() -> str:
+    """Every element, in Markdown; `docs/report_check.md` holds it."""
+    rows = ["| CONSORT 2010 | Elements |", "|---|---|"]
+    for item in dict.fromkeys(element.item for element in ELEMENTS):
+        names = [f"{element.name}{' (if there are any)' if element.only_if else ''}" for element in elements_of(item)]
+        rows.append(f"| {item} | {', '.join(names)} |")
+    return "\n".join(rows) + "\n"

@@ -21,7 +21,16 @@ import tyro
 from numpy.typing import NDArray
 
 from .baselines import gold, predict_embeddings, predict_rules, predict_tfidf
-from .corpora import CONSORT_ITEMS, METHODS_ITEMS, Article, in_methods, load_consort, load_spirit
+from .corpora import (
+    CONSORT_ITEMS,
+    METHODS_ITEMS,
+    Article,
+    in_methods,
+    load_consort,
+    load_spirit,
+    load_spirit_articles,
+)
+from .documents import Sentence
 from .metrics import (
     best_threshold,
     bootstrap_interval,
@@ -31,6 +40,7 @@ from .metrics import (
     missing,
     score,
 )
+from .rules import RuleFinding, abstract_is_structured, interests_are_declared, title_is_randomised
 
 # The 12 test articles of Kilicoglu et al. 2021, as published in github.com/kilicogluh/CONSORT-TM, data/Methods_test.csv.
 METHODS_TEST = tuple(
@@ -217,6 +227,16 @@ def evaluate_spirit(
     return figures
 
 
+def count_verdicts(there: NDArray[np.bool_], said: NDArray[np.bool_]) -> dict[str, int]:
+    """How often an item was called reported and missing over articles, and how often rightly."""
+    return {
+        "called_reported": int(said.sum()),
+        "called_reported_rightly": int((there & said).sum()),
+        "called_missing": int((~said).sum()),
+        "called_missing_rightly": int((~there & ~said).sum()),
+    }
+
+
 def calibration_table(
     articles: Sequence[Article],
     predictions: Predictions,
@@ -249,19 +269,39 @@ def calibration_table(
         decided = np.asarray([scored[1][article.pmcid].max(0) for article in scored[0]]) >= whole
     table = {}
     for column, item in enumerate(items):
-        stated, absent = score(truth[:, column], decided[:, column]), missing(truth[:, column], decided[:, column])
+        there, said = truth[:, column], decided[:, column]
         table[item] = {
             "sentence_threshold": float(sentence[column]),
             "article_threshold": float(whole[column]),
             "slope": float(fitted.coef_[0, 0]),
             "offset": float(fitted.intercept_[0] + fitted.coef_[0, 1 + column]),
-            "precision": stated.precision,
-            "recall": stated.recall,
-            "missing_precision": absent.precision if (~decided[:, column]).any() else None,
-            "missing_recall": absent.recall,
-            "articles": len(truth),
-        }
+        } | count_verdicts(there, said)
     return table
+
+
+# The item of SPIRIT-CONSORT-TM that a rule decides, and the kind of article that the checker asks for it.
+RULE_ITEMS: dict[Callable[[Sequence[Sentence]], RuleFinding], tuple[str, str]] = {
+    title_is_randomised: ("1a_Title_Randomized", "Results"),
+    abstract_is_structured: ("2_Abstract_structured", "Results"),
+    interests_are_declared: ("28_Financial_interests", "Protocol"),
+}
+
+
+def rule_table(data: Path) -> dict[str, dict[str, int]]:
+    """Error rates of the rules of `rules.py` over SPIRIT-CONSORT-TM's articles, on which they were not tuned."""
+    reported = load_spirit_articles(data)
+    table = {}
+    for rule, (item, kind) in RULE_ITEMS.items():
+        articles = [article for article in load_spirit(data) if article.kind == kind]
+        said = [rule(as_sentences(article)).is_stated for article in articles]
+        there = [item in reported[article.pmcid] for article in articles]
+        table[f"rule:{rule.__name__}"] = count_verdicts(np.asarray(there), np.asarray(said))
+    return table
+
+
+def as_sentences(article: Article) -> list[Sentence]:
+    pairs = zip(article.sentences, article.sections, strict=True)
+    return [Sentence(number=number, text=text, section=section) for number, (text, section) in enumerate(pairs, 1)]
 
 
 def release(folds: Path, data: Path, checkpoint: Path | None, baselines: Path | None) -> dict:
@@ -292,7 +332,7 @@ def release(folds: Path, data: Path, checkpoint: Path | None, baselines: Path | 
         table = {
             f"consort:{item}": row for item, row in calibration_table(articles, predictions, CONSORT_ITEMS).items()
         }
-        table |= {f"spirit:{item}": row for item, row in spirit_table.items()}
+        table |= {f"spirit:{item}": row for item, row in spirit_table.items()} | rule_table(data)
         write_checkpoint(folds / "release", checkpoint, table)
     return results
 

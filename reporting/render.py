@@ -8,17 +8,35 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from .check import STATUSES, OutcomeMatch, Report, Verdict, renumber
-from .checklist import Item
+from .check import STATUSES, ElementVerdict, Report, Verdict
+from .checklist import CONSORT_2025_NOT_CHECKED, Item
+from .compare import OutcomeMatch
 
 DISCLAIMER = (
     "It finds statements; it does not judge whether they are true, and it is wrong as often as the figures beside each "
     "verdict say. Read the report yourself before you ask its authors for anything."
 )
+LEGEND = (
+    "Beside each verdict: its calibrated probability, and how often such a verdict was right on articles that the model had "
+    "not seen. Missing elements are found by patterns whose error rates were not measured."
+)
 _COLOURS = {"reported": "32", "partly reported": "33", "not found": "31", "not applicable": "90"}
 _MARKS = {"reported": "✓", "partly reported": "~", "not found": "✗", "not applicable": "-"}
+
+
+def renumber(report: Report) -> Report:
+    """The same report with the numbers of CONSORT 2025. Several items of 2010 became one, so a number may come twice."""
+    if report.checklist != "CONSORT 2010":
+        raise ValueError(f"{report.checklist} has no other numbering; only CONSORT 2010 was renumbered.")
+    verdicts = [
+        replace(verdict, item=replace(verdict.item, number=verdict.item.consort_2025 or verdict.item.number))
+        for verdict in report.verdicts
+    ]
+    new = f"Items {', '.join(CONSORT_2025_NOT_CHECKED)} are new in CONSORT 2025 and are not checked: no corpus annotates them."
+    return replace(report, checklist="CONSORT 2025", verdicts=tuple(verdicts), warnings=(*report.warnings, new))
 
 
 def error_rate(verdict: Verdict) -> str:
@@ -28,12 +46,14 @@ def error_rate(verdict: Verdict) -> str:
     """
     rates = verdict.error_rates
     if rates is None:
-        return "by rule" if verdict.item.rule else "not measured"
+        return "not measured"
     if verdict.status in ("not found", "not applicable"):
-        if rates.missing_precision is None:
-            return f"never missing in {rates.articles} articles"
-        return f"right {rates.missing_precision:.0%} of {rates.articles}"
-    return f"right {rates.precision:.0%} of {rates.articles}"
+        right, said, what = rates.called_missing_rightly, rates.called_missing, "missing"
+    else:
+        right, said, what = rates.called_reported_rightly, rates.called_reported, "there"
+    if not said:
+        return f"never called {what} in {rates.called_reported + rates.called_missing} articles"
+    return f"right {right} of {said} times"
 
 
 def _places(verdict: Verdict, most: int = 3) -> str:
@@ -61,17 +81,14 @@ def counts(report: Report) -> str:
 # ---- terminal ----
 
 
-def terminal_table(report: Report, colours: bool = True, everything: bool = False, numbering: str = "2010") -> str:
+def terminal_table(report: Report, colours: bool = True, everything: bool = False) -> str:
     """A table that fits the terminal; reported items only with `everything`."""
-    name = report.checklist
-    if numbering == "2025" and name == "CONSORT 2010":
-        report, name = renumber(report), "CONSORT 2025 numbers"
 
     def paint(text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if colours else text
 
     width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 140))
-    lines = [paint(textwrap.shorten(report.document.title, width), "1"), f"{name}: {counts(report)}", ""]
+    lines = [paint(textwrap.shorten(report.document.title, width), "1"), f"{report.checklist}: {counts(report)}", ""]
     part = ""
     for verdict in report.verdicts:
         if verdict.status in ("reported", "not applicable") and not everything:
@@ -94,7 +111,7 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
         lines.append("Every item that applies was found.")
     lines.append("")
     lines += [paint(f"! {warning}", "33") for warning in report.warnings]
-    return "\n".join([*lines, textwrap.fill(DISCLAIMER, width)])
+    return "\n".join([*lines, textwrap.fill(f"{LEGEND} {DISCLAIMER}", width)])
 
 
 def summary_table(rows: Sequence[tuple[Item, Counter]], num_reports: int) -> str:
@@ -118,6 +135,7 @@ def comparison(matches: Sequence[OutcomeMatch]) -> str:
             f"s. {match.report.number}: {match.report.text}" if match.report else "no sentence of the report is near"
         )
         lines.append(f"  report {nearest}")
+        lines += [f"  ! {change}" for change in match.changes]
     return "\n".join(lines if matches else [*lines, "No sentence of the protocol was recognised as defining outcomes."])
 
 
@@ -125,9 +143,20 @@ def comparison(matches: Sequence[OutcomeMatch]) -> str:
 
 
 def markdown(report: Report) -> str:
-    lines = [f"# {report.checklist} check: {report.document.title}", "", f"{counts(report)}.", "", DISCLAIMER, ""]
+    lines = [
+        f"# {report.checklist} check: {report.document.title}",
+        "",
+        f"{counts(report)}.",
+        "",
+        f"{LEGEND} {DISCLAIMER}",
+        "",
+    ]
     lines += [f"- {warning}" for warning in report.warnings]
-    lines += ["", "| Item | | Status | Confidence | Missing | Where | Measured |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| Item | | Status | Probability | Missing | Where | Such verdicts |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for verdict in report.verdicts:
         cells = (
             verdict.item.number,
@@ -169,18 +198,8 @@ def as_dict(report: Report) -> dict:
                     }
                     for sentence in verdict.evidence
                 ],
-                "elements": [
-                    {"name": element.name, "found": element.found, "sentence": element.sentence}
-                    for element in verdict.elements
-                ],
-                "error_rates": None
-                if verdict.error_rates is None
-                else {
-                    "precision": verdict.error_rates.precision,
-                    "recall": verdict.error_rates.recall,
-                    "missing_precision": verdict.error_rates.missing_precision,
-                    "articles": verdict.error_rates.articles,
-                },
+                "elements": [asdict(element) for element in verdict.elements],
+                "error_rates": None if verdict.error_rates is None else asdict(verdict.error_rates),
             }
             for verdict in report.verdicts
         ],
@@ -195,7 +214,9 @@ def to_csv(report: Report) -> str:
     """One row an item. A cell that a spreadsheet would run as a formula gets a quote in front."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["item", "consort_2025", "part", "text", "status", "confidence", "missing", "where", "measured"])
+    writer.writerow(
+        ["item", "consort_2025", "part", "text", "status", "probability", "missing", "where", "such verdicts"]
+    )
     for verdict in report.verdicts:
         row = (
             verdict.item.number,
@@ -254,14 +275,12 @@ def _submission_place(verdict: Verdict) -> str:
 
 
 def html(report: Report) -> str:
-    """One file without outside resources: a click on an item shows its sentences in the text."""
+    """One file without outside resources: a click on an item shows its sentences in the text, and the other way round."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
-    owners: dict[int, list[str]] = {}
-    rows = []
-    for verdict in report.verdicts:
+    owners: dict[int, list[int]] = {}
+    for row, verdict in enumerate(report.verdicts):
         for sentence in verdict.evidence:
-            owners.setdefault(sentence.number, []).append(verdict.item.number)
-        rows.append(_html_row(verdict))
+            owners.setdefault(sentence.number, []).append(row)
     body = []
     header: tuple[str, ...] | None = None
     for sentence in report.document.sentences:
@@ -270,40 +289,56 @@ def html(report: Report) -> str:
             body.append(f"</p><h3>{escape.escape(' › '.join(header) or 'No section')}</h3><p>")
         if header and sentence.text == header[-1]:
             continue  # a heading is a sentence to the model; the reader has just seen it
-        items = " ".join(owners.get(sentence.number, []))
-        marked = f' class="e" data-items="{escape.escape(items)}" title="{escape.escape(items)}"' if items else ""
+        rows = owners.get(sentence.number, [])
+        numbers = escape.escape(", ".join(report.verdicts[row].item.number for row in rows))
+        marked = f' class="e" data-rows="{" ".join(map(str, rows))}" title="{numbers}"' if rows else ""
         body.append(f'<span id="s{sentence.number}"{marked}>{escape.escape(sentence.text)}</span> ')
     warnings = "".join(f"<li>{escape.escape(warning)}</li>" for warning in report.warnings)
     values = {
         "TITLE": escape.escape(report.document.title),
         "CHECKLIST": escape.escape(report.checklist),
         "COUNTS": "".join(
-            f'<li class="{status.replace(" ", "-")}"><b>{report.count(status)}</b> {status}</li>' for status in STATUSES
+            f'<li><button type=button class="{_css(status)}" data-status="{_css(status)}" aria-pressed="false">'
+            f"<b>{report.count(status)}</b> {status}</button></li>"
+            for status in STATUSES
         ),
         "WARNINGS": f"<ul class=warnings>{warnings}</ul>" if warnings else "",
-        "DISCLAIMER": escape.escape(DISCLAIMER),
-        "ITEMS": "\n".join(rows),
+        "DISCLAIMER": escape.escape(f"{LEGEND} {DISCLAIMER}"),
+        "ITEMS": "\n".join(_html_row(verdict) for verdict in report.verdicts),
         "TEXT": f"<p>{''.join(body)}</p>".replace("<p></p>", ""),
     }
     parts = template.split("%%")
     return "".join(values[part] if number % 2 else part for number, part in enumerate(parts))
 
 
+def _css(status: str) -> str:
+    return status.replace(" ", "-")
+
+
+def _html_element(element: ElementVerdict) -> str:
+    name = escape.escape(element.name)
+    if not element.found:
+        return f"<li class=lack>✗ {name}</li>"
+    return f'<li>✓ {name} <a href="#s{element.sentence}">s.&nbsp;{element.sentence}</a></li>'
+
+
 def _html_row(verdict: Verdict) -> str:
-    numbers = ",".join(str(sentence.number) for sentence in verdict.evidence)
+    item = verdict.item
     details = []
-    if verdict.missing_elements:
-        details.append(f"<p class=lack>Not found: {escape.escape(_missing(verdict))}</p>")
+    if verdict.elements:
+        details.append(f"<ul class=elements>{''.join(map(_html_element, verdict.elements))}</ul>")
     if verdict.note:
         details.append(f"<p class=note>{escape.escape(verdict.note)}</p>")
     if verdict.evidence:
         links = " ".join(f'<a href="#s{s.number}">s.&nbsp;{s.number}</a>' for s in verdict.evidence)
-        details.append(f"<p class=where>{links}</p>")
+        details.append(f"<p class=where>Stated in {links}</p>")
+    numbers = ",".join(str(sentence.number) for sentence in verdict.evidence)
+    rate = " · ".join(filter(None, (_confidence(verdict), error_rate(verdict))))
     return (
-        f'<li class="item {verdict.status.replace(" ", "-")}" data-sentences="{numbers}">'
-        f'<button type=button aria-expanded="false"><span class=number>{escape.escape(verdict.item.number)}</span>'
-        f"<span class=text>{escape.escape(verdict.item.text)}</span>"
+        f'<li class="item {_css(verdict.status)}" data-sentences="{numbers}">'
+        f'<button type=button aria-expanded="false"><span class=number>{escape.escape(item.number)}</span>'
+        f"<span class=text>{escape.escape(item.text)}</span>"
         f"<span class=status>{verdict.status}</span>"
-        f"<span class=rate>{' · '.join(filter(None, (_confidence(verdict), error_rate(verdict))))}</span></button>"
-        f"{''.join(details)}</li>"
+        f"<span class=rate>{rate}</span></button>"
+        f"<div class=details>{''.join(details)}</div></li>"
     )

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,15 @@ from ctfm.reporting.check import (
     check,
     check_document,
     check_folder,
-    compare_outcomes,
     label,
-    main,
     summarise,
 )
+from ctfm.reporting.command import main
+from ctfm.reporting.compare import compare_outcomes, describe_changes
 from ctfm.reporting.documents import Document, Sentence
 
 EXAMPLE = Path(__file__).parent / "fixtures" / "reporting" / "walking.md"
+PROTOCOL = EXAMPLE.with_name("walking_protocol.md")
 pytestmark = pytest.mark.skipif(
     not (DEFAULT_CHECKPOINT / "model.safetensors").is_file(), reason=f"no checkpoint at {DEFAULT_CHECKPOINT}"
 )
@@ -30,6 +32,11 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def report():
     return check(EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    return check(PROTOCOL, protocol=True)
 
 
 def by_number(report):
@@ -94,11 +101,22 @@ def test_title_and_abstract_are_judged_by_rule(report):
     assert by_number(check_document(untitled))["1a"].status == "not found"
 
 
-def test_error_rates_stand_beside_every_verdict_of_the_model(report):
-    assert all(
-        (verdict.error_rates is None) == (verdict.item.rule is not None) and render.error_rate(verdict)
-        for verdict in report.verdicts
-    )
+def test_error_rates_stand_beside_every_verdict_but_that_of_the_background(report):
+    assert [v.item.number for v in report.verdicts if v.error_rates is None] == ["2a"]
+    for verdict in report.verdicts:
+        if verdict.error_rates is not None:
+            assert verdict.error_rates.called_reported + verdict.error_rates.called_missing in (50, 80)
+            assert re.match(
+                r"right \d+ of \d+ times|never called (there|missing) in \d+ articles", render.error_rate(verdict)
+            )
+
+
+def test_the_error_rate_is_that_of_the_verdict(report):
+    verdict = by_number(report)["9"]
+    rates = verdict.error_rates
+    missing = render.error_rate(replace(verdict, status="not found"))
+    assert missing == f"right {rates.called_missing_rightly} of {rates.called_missing} times"
+    assert render.error_rate(verdict) == f"right {rates.called_reported_rightly} of {rates.called_reported} times"
 
 
 def test_calibration_keeps_the_order():
@@ -127,31 +145,73 @@ def test_an_unknown_checklist_is_named():
         label(["We walked."], checklist="prisma")
 
 
-def test_a_protocol_is_checked_against_spirit():
-    report = check(EXAMPLE, protocol=True)
-    assert report.checklist == "SPIRIT 2013"
-    assert any("are not checked" in warning for warning in report.warnings)
+def test_a_protocol_is_checked_against_spirit(protocol):
+    assert protocol.checklist == "SPIRIT 2013"
+    assert any("are not checked" in warning for warning in protocol.warnings)
+    verdicts = by_number(protocol)
+    assert all(verdicts[number].evidence for number in ("7", "10", "12", "14", "16a", "16b", "24", "28"))
+    assert "allowance for attrition" in verdicts["14"].missing_elements
+    assert verdicts["33"].status == "not applicable"
+
+
+def test_a_protocol_that_is_checked_as_a_report_is_told():
+    assert any("check it against SPIRIT" in warning for warning in check(PROTOCOL).warnings)
+
+
+def test_sections_that_are_absent_are_asked_for_only_where_they_belong(protocol):
+    assert not any("No section was recognised" in warning for warning in protocol.warnings)
+    part = Document(path="x", kind=".md", sentences=(Sentence(number=1, text="We walked " * 90, section=("Methods",)),))
+    warnings = check_document(part).warnings
+    assert "No section was recognised as results, discussion; items that belong there may be missed." in warnings
+    assert "1 sentences were too long to be read to their end." in warnings
 
 
 def test_the_terminal_table_fits_and_is_plain_without_colours(report):
     table = render.terminal_table(report, colours=False, everything=True)
     assert "\x1b" not in table
     assert all(len(line) <= 140 for line in table.splitlines())
-    assert render.DISCLAIMER.split(";")[0] in table
+    assert f"{render.LEGEND} {render.DISCLAIMER}" in " ".join(table.split())
     assert "\x1b[3" in render.terminal_table(report, colours=True)
 
 
-def test_numbers_of_2025_replace_those_of_2010(report):
-    assert "CONSORT 2025" in render.terminal_table(report, colours=False, everything=True, numbering="2025")
+def test_numbers_of_2025_replace_those_of_2010_in_every_format(report):
+    again = render.renumber(report)
+    assert "CONSORT 2025" in render.terminal_table(again, colours=False)
+    assert "| 23b | Why the trial ended" in render.markdown(again)
+    assert json.loads(render.to_json(again))["items"][-1]["number"] == "5a"
+    assert "<span class=number>17b</span><span class=text>Type of random" in render.html(again)
+    assert "are new in CONSORT 2025" in again.warnings[-1]
+    with pytest.raises(ValueError, match="only CONSORT 2010 was renumbered"):
+        render.renumber(again)
 
 
-def test_json_follows_its_schema(report):
-    found = json.loads(render.to_json(report))
+def check_schema(value, schema, where="$"):
+    """The part of JSON Schema that report.schema.json uses."""
+    if "const" in schema:
+        assert value == schema["const"], where
+    if "enum" in schema:
+        assert value in schema["enum"], where
+    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+    kinds["null"] = type(None)
+    types = schema.get("type", [])
+    types = [types] if isinstance(types, str) else types
+    assert not types or any(isinstance(value, kinds[name]) for name in types), where
+    if isinstance(value, (int, float)):
+        assert schema.get("minimum", value) <= value <= schema.get("maximum", value), where
+    if isinstance(value, dict):
+        assert set(schema.get("required", ())) <= set(value) <= set(schema.get("properties", value)), where
+        for key, part in value.items():
+            check_schema(part, schema["properties"][key], f"{where}.{key}")
+    if isinstance(value, list):
+        for number, part in enumerate(value):
+            check_schema(part, schema["items"], f"{where}[{number}]")
+
+
+@pytest.mark.parametrize("which", ["report", "protocol", "2025"])
+def test_json_follows_its_schema(report, protocol, which):
+    found = {"report": report, "protocol": protocol, "2025": render.renumber(report)}[which]
     schema = json.loads((Path(render.__file__).parent / "report.schema.json").read_text())
-    assert set(found) == set(schema["required"])
-    item_schema = schema["properties"]["items"]["items"]
-    assert all(set(item) == set(item_schema["required"]) for item in found["items"])
-    assert all(item["status"] in item_schema["properties"]["status"]["enum"] for item in found["items"])
+    check_schema(json.loads(render.to_json(found)), schema)
 
 
 def test_csv_has_a_row_for_every_item_and_no_formula(report):
@@ -199,11 +259,37 @@ def test_a_folder_is_summarised_most_often_missing_first(tmp_path):
     assert "2 reports" in render.summary_table(rows, 2)
 
 
-def test_an_outcome_that_the_report_left_out_has_no_match(report):
-    protocol = check(EXAMPLE, protocol=True)
-    matches = compare_outcomes(protocol, report)
-    assert all(match.report is not None for match in matches)
-    assert render.comparison(matches)
+def test_the_comparison_names_what_was_changed_and_what_was_left_out(report, protocol):
+    matches = {match.protocol.text.split()[1]: match for match in compare_outcomes(protocol, report)}
+    assert matches["primary"].report.text.startswith("The primary outcome was knee pain")
+    assert matches["primary"].changes == ("24 weeks is in the protocol only",)
+    assert matches["secondary"].changes == ()
+    assert matches["further"].report is None
+    text = render.comparison(list(matches.values()))
+    assert "no sentence of the report is near" in text
+    assert "! 24 weeks is in the protocol only" in text
+
+
+@pytest.mark.parametrize(
+    ("planned", "reported", "changes"),
+    [
+        (
+            "The primary outcome is pain.",
+            "Pain was a secondary outcome.",
+            ("primary in the protocol, secondary in the report",),
+        ),
+        ("Pain at week 6.", "Pain at 6 weeks.", ()),
+        ("Pain at 1 year.", "Pain.", ()),
+        ("Pain at 6, 12 and at 24 weeks.", "Pain at weeks 6 and 24.", ("12 weeks is in the protocol only",)),
+        (
+            "Pain at 1 year.",
+            "Pain at 2-year visits.",
+            ("1 year is in the protocol only", "2 years is in the report only"),
+        ),
+    ],
+)
+def test_rank_and_time_points_are_compared(planned, reported, changes):
+    assert describe_changes(planned, reported) == changes
 
 
 def test_the_command_writes_what_it_is_asked_for(tmp_path, capsys):
@@ -227,3 +313,48 @@ def test_nothing_is_sent_anywhere(monkeypatch):
     monkeypatch.setattr("socket.socket.connect", refuse)
     document = read_document(EXAMPLE)
     check_document(document)
+
+
+def test_a_folder_leaves_a_page_for_every_report(tmp_path, capsys):
+    source = tmp_path / "drafts"
+    source.mkdir()
+    for name in ("a.md", "a.txt"):
+        (source / name).write_text(EXAMPLE.read_text())
+    assert (
+        main([str(source), "--html", str(tmp_path / "pages"), "--csv", str(tmp_path / "rows"), "--numbering", "2025"])
+        == 0
+    )
+    assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == ["a.md.html", "a.txt.html"]
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["a.md.csv", "a.txt.csv"]
+    assert "2 reports" in capsys.readouterr().out
+
+
+def test_a_folder_without_reports_is_named(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "holds no readable report" in capsys.readouterr().err
+
+
+def test_the_report_is_never_overwritten(tmp_path, capsys):
+    draft = tmp_path / "draft.md"
+    draft.write_text(EXAMPLE.read_text())
+    assert main([str(draft), "--markdown", str(draft)]) == 2
+    assert "is the report itself" in capsys.readouterr().err
+    assert draft.read_text() == EXAMPLE.read_text()
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path, capsys):
+    assert main([str(EXAMPLE), "--html", str(tmp_path / "nowhere" / "page.html")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--protocol", "--compare", str(PROTOCOL)], "--compare takes one results report"),
+        (["--protocol", "--numbering", "2025"], "--numbering is of CONSORT"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments, words, capsys):
+    with pytest.raises(SystemExit):
+        main([str(EXAMPLE), *arguments])
+    assert words in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import zipfile
 
 import pytest
+from ctfm.reporting import documents
 from ctfm.reporting.documents import (
     MAX_BYTES,
     DocumentError,
@@ -61,6 +62,7 @@ def write(folder, name, text):
         ("Smith et al. found this. We did not.", 2),
         ("J. B. Brown saw patients. He left.", 2),
         ("It worked.12 13 We stopped.", 2),
+        ("Table 1. Baseline data of the groups. See Table 2. It is long.", 3),
         ("No stop at all", 1),
         ("", 0),
     ],
@@ -114,6 +116,16 @@ def test_jats_keeps_sections_captions_and_back_matter(tmp_path):
     assert found["We thank the walkers."][0] == "Back matter"
     assert "Not read." not in " ".join(found)
     assert "45" not in " ".join(found)
+
+
+def test_jats_gives_the_funding_of_its_front_and_no_abstract_of_a_review(tmp_path):
+    pytest.importorskip("lxml")
+    funding = "<funding-group><funding-statement>Funded by the club of walkers.</funding-statement></funding-group>"
+    review = "<sub-article><front-stub><abstract><p>A review of the trial.</p></abstract></front-stub></sub-article>"
+    text = JATS.replace("</article-meta>", f"{funding}</article-meta>").replace("</article>", f"{review}</article>")
+    found = {s.text: s.section for s in read_document(write(tmp_path, "report.xml", text)).sentences}
+    assert found["Funded by the club of walkers."] == ("Back matter", "Funding")
+    assert "A review of the trial." not in found
 
 
 def test_docx_keeps_its_heading_styles(tmp_path):
@@ -184,13 +196,40 @@ def test_a_scanned_pdf_is_refused(tmp_path):
         read_document(make_pdf(tmp_path / "scan.pdf", [[]] * 3))
 
 
-def test_two_thousand_pages_are_refused_before_one_is_read(tmp_path, monkeypatch):
+def test_two_thousand_pages_are_refused_unread(tmp_path, monkeypatch):
     path = make_pdf(tmp_path / "thesis.pdf", [["page"]] * 2000)
-    read = []
-    monkeypatch.setattr("pypdf.PageObject.extract_text", lambda page: read.append(page) or "")
+    pypdf = pytest.importorskip("pypdf")
+    monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda page: pytest.fail("a page was read"))
     with pytest.raises(DocumentError, match="2000 pages; at most 400"):
         read_document(path)
-    assert read == []
+
+
+def test_a_pdf_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_PDF_SECONDS", -1)
+    with pytest.raises(DocumentError, match=r"at page 1 of 2\. Pass it as docx or text"):
+        read_document(make_pdf(tmp_path / "slow.pdf", [PAGE, PAGE]))
+
+
+def test_rows_of_tables_in_a_pdf_are_left_out_and_counted(tmp_path):
+    rows = ["Table 1. Baseline characteristics of the walkers of the trial.", "Age in years 54.2 55.0 0.45 0.12 12"]
+    document = read_document(
+        make_pdf(tmp_path / "report.pdf", [[*PAGE[:4], *rows, *PAGE[4:], f"It was {n}."] for n in "abc"])
+    )
+    texts = [sentence.text for sentence in document.sentences]
+    assert rows[0] in texts
+    assert not any("54.2" in text for text in texts)
+    assert "3 lines look like rows of tables and were not read." in document.warnings
+
+
+def test_a_text_of_two_thousand_pages_is_refused(tmp_path):
+    pages = "The patients were randomised to one of the groups, e.g. A or B, by the staff of the trial.\n" * 22_000
+    with pytest.raises(DocumentError, match=r"[\d,]+ letters; at most 2,000,000"):
+        read_document(write(tmp_path, "thesis.txt", pages))
+
+
+def test_more_sentences_than_a_report_has_are_refused(tmp_path):
+    with pytest.raises(DocumentError, match="6001 sentences; at most 6000"):
+        read_document(write(tmp_path, "thesis.txt", "We met the patients of the trial.\n\n" * 6001))
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".pdf", ".docx", ".xml", ".md"])
@@ -218,11 +257,11 @@ def test_what_is_not_a_trial_is_doubted(tmp_path):
     assert any("may not be a report of a randomised trial" in warning for warning in document.warnings)
 
 
-def test_an_xml_bomb_is_refused(tmp_path):
+def test_an_xml_bomb_is_refused_unexpanded(tmp_path):
     pytest.importorskip("lxml")
     entities = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     bomb = f'<?xml version="1.0"?><!DOCTYPE article [<!ENTITY l0 "lol">{entities}]><article><body><p>&l9;</p></body></article>'
-    with pytest.raises(DocumentError):
+    with pytest.raises(DocumentError, match=r"entities|well-formed"):
         read_document(write(tmp_path, "bomb.xml", bomb))
 
 

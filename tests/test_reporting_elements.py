@@ -1,9 +1,22 @@
 """Every element of every item: a sentence that states it, and one near it that does not."""
 
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
 import pytest
-from ctfm.reporting.checklist import CONSORT, CONSORT_FROM_SPIRIT, SPIRIT, mapping_table
+import torch
+from ctfm.reporting import check
+from ctfm.reporting.checklist import CONSORT, CONSORT_2025_NOT_CHECKED, CONSORT_FROM_SPIRIT, SPIRIT, mapping_table
 from ctfm.reporting.corpora import CONSORT_ITEMS
-from ctfm.reporting.elements import ELEMENTS, elements_of, find_element
+from ctfm.reporting.documents import Document, Sentence
+from ctfm.reporting.elements import ELEMENTS, elements_of, elements_table, find_element
+from ctfm.reporting.rules import (
+    abstract_is_structured,
+    interests_are_declared,
+    introduction_gives_background,
+    title_is_randomised,
+)
 
 SENTENCES = {
     ("3a", "type of design"): ("This was a parallel-group trial.", "This was a trial."),
@@ -68,6 +81,121 @@ def test_an_element_is_found_where_it_is_stated_and_nowhere_else(element):
     assert find_element(element, ["Blocks were stratified."[: -1 if element.only_if else 0], is_silent], []) is False
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownLabels(check.Labeller):
+    """Stands in for the model: it labels every Methods sentence with these, surely."""
+
+    labels: tuple[str, ...]
+
+    @property
+    def names(self):
+        return list(self.calibration)
+
+    def probabilities(self, sentences, sections):
+        rows = [[float(name in self.labels and "Methods" in path) for name in self.names] for path in sections]
+        return torch.tensor(rows), 0
+
+
+def use_labels(monkeypatch, *labels):
+    row = {"sentence_threshold": 0.5, "article_threshold": 0.5, "slope": 1.0, "offset": 0.0}
+    row |= {field.name: 0 for field in fields(check.ErrorRates)}
+    calibration = {name: row for item in (*CONSORT, *SPIRIT) for name in item.labels}
+    nothing: Any = None
+    stand_in = KnownLabels(model=nothing, processor=nothing, calibration=calibration, labels=labels)
+    monkeypatch.setattr(check, "load_labeller", lambda checkpoint: stand_in)
+
+
+def verdict_on(monkeypatch, label, *sentences, protocol=False):
+    """What is said about the one item that a tiny article states."""
+    use_labels(monkeypatch, label)
+    texts = [("Walking or rest", ("Title",)), *((text, ("Methods",)) for text in sentences)]
+    document = Document(
+        path="tiny.md",
+        kind=".md",
+        sentences=tuple(Sentence(number=n, text=text, section=path) for n, (text, path) in enumerate(texts, 1)),
+    )
+    (verdict,) = [v for v in check.check_document(document, protocol).verdicts if v.item.labels and v.evidence]
+    return verdict
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: f"{element.item}: {element.name}")
+def test_a_tiny_article_that_lacks_an_element_is_partly_reported(element, monkeypatch):
+    states, is_silent = SENTENCES[element.item, element.name]
+    condition = ("Blocks were stratified.",) if element.only_if else ()
+    lacking = verdict_on(monkeypatch, f"consort:{element.item}", *condition, is_silent)
+    assert lacking.status == "partly reported"
+    assert element.name in lacking.missing_elements
+    stated = verdict_on(monkeypatch, f"consort:{element.item}", *condition, states)
+    assert element.name not in stated.missing_elements
+    (found,) = [e for e in stated.elements if e.name == element.name]
+    assert stated.evidence[-1].number == found.sentence
+
+
+def test_a_protocol_is_asked_for_the_elements_of_its_items(monkeypatch):
+    verdict = verdict_on(
+        monkeypatch, "spirit:14b_Sample_Calculation", "We need 82 participants for 80% power.", protocol=True
+    )
+    assert (verdict.item.number, verdict.status) == ("14", "partly reported")
+    assert verdict.missing_elements == (
+        "expected difference or effect",
+        "significance level",
+        "allowance for attrition",
+    )
+
+
+def test_every_element_of_the_protocol_list_exists():
+    assert all(elements_of(key) for item in SPIRIT for key in item.elements)
+    assert [element.name for element in elements_of("7a: power")] == ["power"]
+
+
+def test_a_condition_without_a_trace_makes_an_item_not_applicable(monkeypatch):
+    assert {item.number for item in CONSORT if item.only_if} == {item.number for item in CONSORT if item.trace}
+    assert {item.number for item in SPIRIT if item.only_if} == {item.number for item in SPIRIT if item.trace}
+    use_labels(monkeypatch)
+
+    def status(text):
+        sentence = Sentence(number=1, text=text, section=("Results",))
+        report = check.check_document(Document(path="x", kind=".md", sentences=(sentence,)))
+        return next(verdict.status for verdict in report.verdicts if verdict.item.number == "14b")
+
+    assert status("Ninety people walked.") == "not applicable"
+    assert status("The trial was stopped early.") == "not found"
+
+
+def sentences(*pairs):
+    return [Sentence(number=number, text=text, section=section) for number, (text, section) in enumerate(pairs, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "states", "is_silent"),
+    [
+        (title_is_randomised, [("A randomised trial", ("Title",))], [("A randomised trial", ("Abstract",))]),
+        (
+            abstract_is_structured,
+            [(kind, ("Abstract", kind)) for kind in ("Background", "Methods", "Results")],
+            [("We walked.", ("Abstract",))],
+        ),
+        (
+            introduction_gives_background,
+            [(f"Knees hurt {n} times.", ("Background",)) for n in "abc"],
+            [("Background", ("Background",)), ("Knees hurt.", ("Background",))],
+        ),
+        (
+            interests_are_declared,
+            [("None.", ("Competing interests",))],
+            [("Walking is of interest.", ("Discussion",))],
+        ),
+    ],
+)
+def test_a_rule_finds_what_states_its_item_and_nothing_else(rule, states, is_silent):
+    assert rule(sentences(*states)).is_stated
+    assert not rule(sentences(*is_silent)).is_stated
+
+
+def test_an_abstract_without_headings_is_partly_reported():
+    assert abstract_is_structured(sentences(("We walked.", ("Abstract",)))).lacking == ("headings in the abstract",)
+
+
 @pytest.mark.parametrize("name", ["block size", "stratification factors"])
 def test_a_conditional_element_is_asked_for_only_when_it_applies(name):
     element = next(element for element in ELEMENTS if element.name == name)
@@ -83,12 +211,19 @@ def test_the_checklists_cover_their_labels_once():
     labels = [label for item in CONSORT for label in item.labels]
     assert sorted(labels) == sorted(f"consort:{item}" for item in CONSORT_ITEMS)
     assert len(CONSORT) == 37
+    assert not set(CONSORT_2025_NOT_CHECKED) & {item.consort_2025 for item in CONSORT}
     assert len({item.number for item in SPIRIT}) == len(SPIRIT)
 
 
 def test_the_mapping_table_has_every_item_and_a_2025_number():
     table = mapping_table()
     assert all(f"| {item.number} | {item.consort_2025} |" in table for item in CONSORT)
+
+
+def test_the_worked_example_holds_both_tables():
+    page = (Path(__file__).parents[1] / "docs" / "report_check.md").read_text()
+    assert elements_table() in page
+    assert mapping_table() in page
 
 
 def test_labels_that_the_start_knows_and_the_protocol_list_does_not_are_of_results():
