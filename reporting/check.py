@@ -262,7 +262,7 @@ def _warnings(document: Document, protocol: bool, num_cut: int) -> list[str]:
             'The title says "protocol": check it against SPIRIT with --protocol (in Python, protocol=True).'
         )
     if num_cut:
-        warnings.append(f"{num_cut} sentences were too long to be read to their end.")
+        warnings.append(f"Sentences too long to be read to their end: {num_cut}.")
     if protocol:
         warnings += [
             f"SPIRIT items {', '.join(SPIRIT_NOT_CHECKED)} are not checked: too few annotations, or none.",

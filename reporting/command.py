@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from transformers.utils import logging
+
 from . import render
 from .check import Report, check, check_folder, summarise
 from .compare import compare_outcomes
@@ -97,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--compare takes one results report and its protocol: ctfm report-check REPORT --compare PROTOCOL")
     if options.numbering == "2025" and options.protocol:
         parser.error("--numbering is of CONSORT; a protocol is checked against SPIRIT 2013.")
+    logging.disable_progress_bar()  # of the weights, which load in a second
     outputs = {name: getattr(options, name) for name in ENDINGS if getattr(options, name) is not None}
     try:
         return check_many(options, outputs) if options.path.is_dir() else check_one(options, outputs)

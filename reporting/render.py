@@ -102,7 +102,7 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
         title = textwrap.shorten(verdict.item.text, max(room, 20), placeholder="…")
         lines.append(f"{paint(head, _COLOURS[verdict.status])} {title:<{max(room, 20)}}  {confidence}")
         if verdict.status == "partly reported":
-            lines.append(f"         no {_missing(verdict)} found")
+            lines.append(f"         not found: {_missing(verdict)}")
         if verdict.note:
             lines.append(f"         {verdict.note}")
         if verdict.evidence and everything:
@@ -131,10 +131,10 @@ def comparison(matches: Sequence[OutcomeMatch]) -> str:
     lines = ["", "Outcomes in the protocol, and the nearest sentence of the report (words compared, not meanings)"]
     for match in matches:
         lines.append(f"- protocol s. {match.protocol.number}: {match.protocol.text}")
-        nearest = (
-            f"s. {match.report.number}: {match.report.text}" if match.report else "no sentence of the report is near"
-        )
-        lines.append(f"  report {nearest}")
+        if match.report is None:
+            lines.append("  no sentence of the report is near")
+        else:
+            lines.append(f"  report s. {match.report.number}: {match.report.text}")
         lines += [f"  ! {change}" for change in match.changes]
     return "\n".join(lines if matches else [*lines, "No sentence of the protocol was recognised as defining outcomes."])
 

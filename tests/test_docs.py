@@ -15,6 +15,7 @@ from tests.tiny import tiny_config, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "model_card.md"]
+OTHER_PAGES = ["docs/comparison.md", "docs/report_check.md", "train/README.md"]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_code_blocks_run(page: str, workplace: Path) -> None:
     assert (workplace / "heat.nii.gz").is_file() or page != "README.md"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/comparison.md", "train/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", *OTHER_PAGES])
 def test_links_and_files_spoken_of_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
@@ -53,7 +54,7 @@ def test_links_and_files_spoken_of_exist(page: str) -> None:
         assert (ROOT / name).is_file() or "recipes" in name, name
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/comparison.md", "reporting/model_card.md", "train/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES, "reporting/model_card.md"])
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(page: str) -> None:
     blocks = re.findall(r"(?:^\|.*\n)+", (ROOT / page).read_text(), re.MULTILINE)
     assert all(len({line.count("|") for line in block.splitlines()}) == 1 for block in blocks)

@@ -163,7 +163,7 @@ def test_sections_that_are_absent_are_asked_for_only_where_they_belong(protocol)
     part = Document(path="x", kind=".md", sentences=(Sentence(number=1, text="We walked " * 90, section=("Methods",)),))
     warnings = check_document(part).warnings
     assert "No section was recognised as results, discussion; items that belong there may be missed." in warnings
-    assert "1 sentences were too long to be read to their end." in warnings
+    assert "Sentences too long to be read to their end: 1." in warnings
 
 
 def test_the_terminal_table_fits_and_is_plain_without_colours(report):
@@ -172,6 +172,13 @@ def test_the_terminal_table_fits_and_is_plain_without_colours(report):
     assert all(len(line) <= 140 for line in table.splitlines())
     assert f"{render.LEGEND} {render.DISCLAIMER}" in " ".join(table.split())
     assert "\x1b[3" in render.terminal_table(report, colours=True)
+
+
+def test_the_worked_example_shows_what_the_command_says(report):
+    page = (EXAMPLE.parents[3] / "docs" / "report_check.md").read_text()
+    shown = re.findall(r"^  (\w+) +[~✗] (partly reported|not found)", page, re.MULTILINE)
+    assert shown == [(v.item.number, v.status) for v in report.verdicts if v.status in ("partly reported", "not found")]
+    assert render.counts(report) in page
 
 
 def test_numbers_of_2025_replace_those_of_2010_in_every_format(report):
