@@ -190,7 +190,7 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
     candidates = set(found) - headings or headings  # a heading announces a statement; it is one only for want of better
     rows = sorted(sorted(candidates, key=lambda row: -found[row])[:MAX_EVIDENCE]) if decided else []
     evidence = tuple(document.sentences[row] for row in rows)
-    rates = ErrorRates.of(best)
+    rates = ErrorRates.of(labeller.calibration[item.rates] if item.rates else best)
     if not decided:
         conditional = item.trace is not None and not re.search(item.trace, text, re.IGNORECASE)
         return Verdict(
@@ -266,7 +266,6 @@ def _warnings(document: Document, protocol: bool, num_cut: int) -> list[str]:
     if protocol:
         warnings += [
             f"SPIRIT items {', '.join(SPIRIT_NOT_CHECKED)} are not checked: too few annotations, or none.",
-            "Item 16b is labelled as item 9 of CONSORT; the figures beside it are of results reports, not of protocols.",
         ]
     return warnings
 

@@ -26,7 +26,8 @@ class Item:
     `labels` are the model's labels that state it, `rule` decides it instead.
     `only_if` says when the item is asked for; if `trace`, a pattern of that, is nowhere in the report, an absent item is not
     applicable. `parts` are the kinds of section where its `elements` are looked for: items of CONSORT 2010, whole ("7a") or
-    one element of them ("12a: test or model").
+    one element of them ("12a: test or model"). `rates` names the error rates in a checkpoint's calibration, where they are not
+    those of the label.
     """
 
     number: str
@@ -37,6 +38,7 @@ class Item:
     only_if: str | None = None
     trace: str | None = None
     elements: tuple[str, ...] = ()
+    rates: str | None = None
     parts: tuple[str, ...] = ("methods", "abstract", "other")
     consort_2025: str | None = None
     spirit: tuple[str, ...] = ()
@@ -248,6 +250,7 @@ SPIRIT = tuple(
         only_if=only_if,
         trace=_SPIRIT_TRACES.get(number),
         elements=_SPIRIT_ELEMENTS.get(number, ()),
+        rates=f"item:SPIRIT {number}" if labels else None,
         parts=_ANYWHERE if part == "Administrative information" else Item.parts,
     )
     for number, part, text, labels, only_if in _SPIRIT

@@ -52,7 +52,7 @@ def error_rate(verdict: Verdict) -> str:
     else:
         right, said, what = rates.called_reported_rightly, rates.called_reported, "there"
     if not said:
-        return f"never called {what} in {rates.called_reported + rates.called_missing} articles"
+        return f"never called {what} in {rates.called_reported + rates.called_missing}"
     return f"right {right} of {said} times"
 
 
@@ -90,17 +90,17 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
     width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 140))
     lines = [paint(textwrap.shorten(report.document.title, width), "1"), f"{report.checklist}: {counts(report)}", ""]
     part = ""
-    for verdict in report.verdicts:
-        if verdict.status in ("reported", "not applicable") and not everything:
-            continue
+    shown = [v for v in report.verdicts if everything or v.status in ("partly reported", "not found")]
+    longest = max((len(error_rate(verdict)) for verdict in shown), default=0)
+    for verdict in shown:
         if verdict.item.part != part:
             part = verdict.item.part
             lines.append(paint(part, "1"))
         head = f"  {verdict.item.number:<4} {_MARKS[verdict.status]} {verdict.status:<15}"
-        confidence = f"{_confidence(verdict):>4}  {error_rate(verdict)}"
+        confidence = f"{_confidence(verdict):>4}  {error_rate(verdict):<{longest}}"
         room = width - len(head) - len(confidence) - 3
         title = textwrap.shorten(verdict.item.text, max(room, 20), placeholder="…")
-        lines.append(f"{paint(head, _COLOURS[verdict.status])} {title:<{max(room, 20)}}  {confidence}")
+        lines.append(f"{paint(head, _COLOURS[verdict.status])} {title:<{max(room, 20)}}  {confidence}".rstrip())
         if verdict.status == "partly reported":
             lines.append(f"         not found: {_missing(verdict)}")
         if verdict.note:

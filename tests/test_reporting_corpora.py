@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ctfm.reporting.baselines import RULES, apply_rules
+from ctfm.reporting.checklist import SPIRIT
 from ctfm.reporting.corpora import (
     CONSORT_ITEMS,
     METHODS_ITEMS,
@@ -13,7 +14,7 @@ from ctfm.reporting.corpora import (
     load_spirit,
     load_spirit_articles,
 )
-from ctfm.reporting.evaluate import METHODS_TEST
+from ctfm.reporting.evaluate import METHODS_TEST, spirit_item_table
 from ctfm.reporting.metrics import best_threshold, bootstrap_interval, choose_thresholds, fold_mean, missing, score
 
 CORPORA = Path(__file__).parents[2] / "shared" / "trial_reports"
@@ -80,6 +81,22 @@ def test_a_missing_item_is_found_when_nothing_was_labelled():
     gold = np.array([[True, False, False]])
     assert missing(gold, np.array([[True, False, False]])).f1 == 1
     assert missing(gold, np.array([[False, False, False]])).precision == pytest.approx(2 / 3)
+
+
+def test_an_item_of_several_labels_is_counted_once_an_article(tmp_path):
+    head = "Protocol/Results,PairID,PMCID,ChecklistItem,Reported,Split"
+    rows = ["Protocol,1,PMC1,8d_Design_Ratio,1,valid", "Protocol,2,PMC2,8d_Design_Ratio,0,valid"]
+    (tmp_path / "spirit_consort_tm.articles_train_valid.csv").write_text("\n".join([head, *rows]))
+    names = [name for item in SPIRIT for name in item.labels]
+    calibration = {name: {"article_threshold": 0.5, "slope": 1.0, "offset": 0.0} for name in names}
+    predictions = {pmcid: np.zeros((3, len(names))) for pmcid in ("PMC1", "PMC2")}
+    predictions["PMC1"][1, names.index("spirit:8b_Design_Framework")] = 0.9
+    table, quality = spirit_item_table(tmp_path, predictions, names, calibration)
+    assert tuple(table["item:SPIRIT 8"].values()) == (1, 1, 1, 1)
+    assert tuple(table["item:SPIRIT 7"].values()) == (0, 0, 2, 2)
+    assert quality["verdicts"] == 2 * len(table)
+    assert quality["brier"] == pytest.approx(0.1**2 / quality["verdicts"], abs=1e-6)
+    assert quality["error_in_ten_bins"] == pytest.approx(0.1 / quality["verdicts"], abs=1e-5)
 
 
 def test_the_best_threshold_beats_every_other():

@@ -99,7 +99,7 @@ class KnownLabels(check.Labeller):
 def use_labels(monkeypatch, *labels):
     row = {"sentence_threshold": 0.5, "article_threshold": 0.5, "slope": 1.0, "offset": 0.0}
     row |= {field.name: 0 for field in fields(check.ErrorRates)}
-    calibration = {name: row for item in (*CONSORT, *SPIRIT) for name in item.labels}
+    calibration = {name: row for item in (*CONSORT, *SPIRIT) for name in (*item.labels, item.rates) if name}
     nothing: Any = None
     stand_in = KnownLabels(model=nothing, processor=nothing, calibration=calibration, labels=labels)
     monkeypatch.setattr(check, "load_labeller", lambda checkpoint: stand_in)
