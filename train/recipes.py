@@ -225,7 +225,7 @@ def embedded() -> Recipe:
         "noise": (0.0, 0.03),
     }
     fine = ViewShape(count=2, size=(24, 36, 36), spacing=(4.0, 3.0, 3.0), zoom=(0.8, 1.2))
-    segmentation = _segmentation(steps=3600, batch=32)
+    segmentation = _segmentation(steps=3000, batch=32)
     segmentation = replace(
         segmentation,
         crop_mm=(120.0, 136.0, 136.0),
