@@ -85,7 +85,11 @@ checkpoint: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.pretrain embedded \
 		--out runs/embedded --data runs/train_prepared --num-workers 1 --recipe.text-start $(TEXT_TOWER)
 	$(BIN)/python -m ctfm.train.record runs/embedded $(CHECKPOINT)
-	$(MAKE) --no-print-directory evaluate CALIBRATE=--calibrate
+	$(BIN)/python -m ctfm.train.checkpoint runs/embedded/checkpoints/segmentation-0003000 runs/without_alignment
+	$(BIN)/python -m ctfm.train.pretrain phantoms --out runs/phantoms --data runs/train_prepared
+	$(BIN)/python -m ctfm.train.checkpoint runs/phantoms/checkpoints/self_supervision-0000400 runs/self_supervision
+	$(MAKE) --no-print-directory evaluate CALIBRATE=--calibrate BASELINES="--baseline without_alignment=runs/without_alignment \
+		--baseline self_supervision=runs/self_supervision"
 	cp runs/evaluated/metrics.json $(CHECKPOINT)
 	$(BIN)/python -m ctfm.train.card
 
@@ -94,7 +98,7 @@ evaluate: setup
 	$(DRAW) runs/held_out --num-train 500 --num-validation 300 --num-held-out 1000
 	$(PREPARE) runs/held_out/table.csv runs/held_out_prepared
 	$(BIN)/python -m ctfm.train.evaluate $(CHECKPOINT) --data runs/held_out_prepared --out runs/evaluated \
-		--fit-scans 500 --random --histogram --num-workers 2 --failures docs/failures.png $(CALIBRATE)
+		--random --histogram $(BASELINES) --num-workers 2 --failures docs/failures.png $(CALIBRATE)
 
 clean:
 	rm -rf .venv demo build dist *.egg-info

@@ -239,8 +239,8 @@ def embedded() -> Recipe:
         phases={
             "segmentation": segmentation,
             "alignment": replace(
-                _alignment(steps=900, batch=64),
-                optimizer=_constant_decay(1e-3, 900),
+                _alignment(steps=700, batch=64),
+                optimizer=_constant_decay(1e-3, 700),
                 objective=AlignmentConfig(text_is_frozen=True),
                 varied=ViewConfig(noise_probability=0.7, **noisy),
                 prompts="phantoms/ensemble",
