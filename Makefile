@@ -7,12 +7,13 @@ CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space test lint train-demo checkpoint evaluate clean
+.PHONY: help setup demo space pictures shown test lint train-demo checkpoint evaluate clean
 
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
 	@echo "make demo SPACE=no     the same, without the Space"
-	@echo "make space             bring what the Space shows: the viewer (npm), examples and gallery"
+	@echo "make space             open the Space; before, bring what it shows: the viewer (npm), examples and gallery"
+	@echo "make pictures          take the pictures of the Space in docs/ again (needs chromium)"
 	@echo "make test              run the tests"
 	@echo "make lint              ruff and pyright"
 	@echo "make train-demo        pretrain a tiny model on phantoms from end to end (minutes; to runs/train_demo)"
@@ -35,11 +36,16 @@ ifeq ($(wildcard $(CHECKPOINT)/model.safetensors),)
 	@echo "The Space opens once there is a trained checkpoint in $(CHECKPOINT)."
 else ifeq ($(SPACE),yes)
 	@$(MAKE) --no-print-directory space
-	@echo "The Space, until Ctrl-C:"
-	$(BIN)/python space/app.py
 endif
 
-space: setup space/gallery/gallery.json
+space: shown
+	@echo "The Space, until Ctrl-C:"
+	$(BIN)/python space/app.py
+
+pictures: shown
+	$(BIN)/python docs/space_pictures.py
+
+shown: setup space/gallery/gallery.json
 	$(BIN)/python space/fetch_viewer.py
 
 space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors train/gallery.py | setup

@@ -16,6 +16,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "zijn alleen op synthetische fantomen getraind en hebben nooit een patiënt gezien. Op een echte scan zeggen hun "
         "antwoorden nog niets; inlezen, geometrie, viewer en downloads zijn echt.",
     ),
+    "trained_on": ("were trained on: {0}.", "zijn getraind op: {0}."),
     "trained_unknown": (
         "come without a record of their training: take no answer for true.",
         "hebben geen verslag van hun training: houd geen antwoord voor waar.",
@@ -39,10 +40,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "tab_report": ("Trial report", "Trialverslag"),
     "tab_about": ("About and API", "Over en API"),
     # input
-    "files": (
-        "CT scan: a zip of DICOM, DICOM files, NIfTI, MHA or NRRD",
-        "CT-scan: een zip met DICOM, DICOM-bestanden, NIfTI, MHA of NRRD",
-    ),
+    "files": ("CT: DICOM (zip or files), NIfTI, MHA, NRRD", "CT: DICOM (zip, bestanden), NIfTI, MHA, NRRD"),
     "folder": ("or a folder of DICOM files", "of een map met DICOM-bestanden"),
     "limits": (
         "At most 2 GiB and 1,000 files (a longer series as a zip), 450 million voxels; a pass of the model may take 3 minutes.",

@@ -64,11 +64,15 @@ def viewer_state(
 
 
 def notice(language: str, weights: Weights) -> str:
-    """The research-only notice, and what the weights were trained on."""
-    trained = "trained_phantoms" if weights.run else "trained_unknown"
+    """The research-only notice, and what the weights were trained on, as their run.json has it."""
+    data = str(weights.run.get("data", ""))
+    if "phantom" in data:
+        trained = say(language, "trained_phantoms")
+    else:
+        trained = say(language, "trained_on", escape(data)) if data else say(language, "trained_unknown")
     return (
         f'<div class="notice" role="note"><strong>{say(language, "notice")}</strong> '
-        f"{say(language, 'trained')} ({escape(weights.name)}) {say(language, trained)}</div>"
+        f"{say(language, 'trained')} ({escape(weights.name)}) {trained}</div>"
     )
 
 
@@ -154,7 +158,8 @@ def finding_row(
 ) -> str:
     name = name_finding(language, finding.label)
     value = finding.order
-    bar = f'<span class="bar" aria-hidden="true"><i style="width:{100 * value:.0f}%"></i></span> {show_share(value)}'
+    shown = f"{value:.2f}" if finding.probability is None else show_share(value)  # a score is no probability
+    bar = f'<span class="bar" aria-hidden="true"><i style="width:{100 * value:.0f}%"></i></span> {shown}'
     cells = [f"<td class=number>{bar}</td>"]
     if calibrated:
         low, high = finding.interval or (None, None)

@@ -1,6 +1,7 @@
 """What the Space computes equals what the package computes; maps and places lie where they belong."""
 
 import string
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ from tests.phantoms import phantom_volume
 from tests.space_process import CALIBRATION, save_stand_in
 from texts import FINDINGS_NL, TEXTS
 from uploads import Scan, UploadError
-from views import findings_table, readout
+from views import findings_table, notice, readout
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -208,6 +209,23 @@ def test_a_value_from_a_file_is_escaped_on_the_page(weights: Weights) -> None:
     assert "<script>" not in readout("en", scan)
     row = Finding(label="<b>", score=0.5, probability=None, interval=None, verdict=None, place=PLACE)
     assert "<b>" not in findings_table("en", [row], weights, 0.0)
+
+
+def test_the_notice_says_what_the_record_of_the_weights_says_they_were_trained_on(weights: Weights) -> None:
+    assert "without a record of their training" in notice("en", weights)
+    phantoms = replace(weights, run={"data": "synthetic phantoms (train/phantom.py); no patient"})
+    assert "synthetic phantoms only" in notice("en", phantoms)
+    assert "synthetische fantomen" in notice("nl", phantoms)
+    assert "trained on: CT-RATE &lt;1&gt;." in notice("en", replace(weights, run={"data": "CT-RATE <1>"}))
+
+
+def test_without_a_calibration_a_score_is_no_probability(weights: Weights) -> None:
+    row = Finding(label="Ascites", score=0.75, probability=None, interval=None, verdict=None, place=PLACE)
+    table = findings_table("en", [row], weights, 0.0)
+    assert "not calibrated" in table
+    assert "0.75" in table
+    assert "75 %" not in table
+    assert "95 % interval" not in table
 
 
 def test_both_languages_say_everything() -> None:

@@ -1,0 +1,85 @@
+"""checkpoints/default -> pictures of the Space on its own examples, in docs/: space.png, space_compare.png, space_phone.png.
+
+    make pictures     (needs chromium: apt-get install chromium)
+
+The scans are phantoms. Look at the pictures before they are committed: they show what the checkpoint answers.
+"""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+HERE = Path(__file__).parent
+PATIENCE_MS = 600_000
+DESK, PHONE = (1280, 900), (390, 844)
+
+
+@contextlib.contextmanager
+def run_space() -> Iterator[str]:
+    """Starts the Space on a free port and waits until it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, HERE.parent / "space" / "app.py", "--port", str(port)])
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60):
+                break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def visit(browser: Browser, url: str, size: tuple[int, int]) -> Page:
+    page = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale="en-GB").new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(url)
+    page.wait_for_selector("#viewer canvas")
+    return page
+
+
+def take(page: Page, name: str) -> None:
+    page.wait_for_timeout(3000)  # the rendering
+    page.screenshot(path=HERE / name, full_page=True)
+    page.context.close()
+
+
+def take_scan(browser: Browser, url: str, name: str, size: tuple[int, int]) -> None:
+    page = visit(browser, url, size)
+    page.click("#example")
+    page.wait_for_selector("#findings table")
+    page.wait_for_selector("#viewer[data-shown*='scan.nii.gz']")
+    take(page, name)
+
+
+def take_comparison(browser: Browser, url: str, name: str, size: tuple[int, int]) -> None:
+    page = visit(browser, url, size)
+    page.get_by_role("tab", name="Two scans").click()
+    page.click("#example-pair")
+    for viewer in ("#viewer-prior", "#viewer-current"):
+        page.wait_for_selector(f"{viewer}[data-shown*='scan.nii.gz']")
+    take(page, name)
+
+
+def main() -> None:
+    with run_space() as url, sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE_MS
+        )
+        take_scan(chromium, url, "space.png", DESK)
+        take_scan(chromium, url, "space_phone.png", PHONE)
+        take_comparison(chromium, url, "space_compare.png", DESK)
+
+
+if __name__ == "__main__":
+    main()
