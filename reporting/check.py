@@ -43,9 +43,12 @@ class ErrorRates:
 
 @dataclass(frozen=True, kw_only=True)
 class ElementVerdict:
+    """Whether a pattern found an element. `error_rates` only where a corpus annotates it."""
+
     name: str
     found: bool
     sentence: int | None = None
+    error_rates: ErrorRates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +203,7 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
             error_rates=rates,
             note=f"asked for only if {item.only_if}; no sign of that was found" if conditional else "",
         )
-    elements = tuple(_elements(item, evidence, document))
+    elements = tuple(_elements(item, evidence, document, labeller.calibration))
     partly = any(not element.found for element in elements)
     return Verdict(
         item=item,
@@ -212,7 +215,7 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
     )
 
 
-def _elements(item: Item, evidence: Sequence[Sentence], document: Document) -> list[ElementVerdict]:
+def _elements(item: Item, evidence: Sequence[Sentence], document: Document, calibration: dict) -> list[ElementVerdict]:
     home = [
         sentence
         for sentence in document.sentences
@@ -223,7 +226,9 @@ def _elements(item: Item, evidence: Sequence[Sentence], document: Document) -> l
         found = find_element(element, [s.text for s in evidence], [s.text for s in home])
         if found is not None:
             where = next((s.number for s in (*evidence, *home) if element.pattern.search(s.text)), None)
-            verdicts.append(ElementVerdict(name=element.name, found=found, sentence=where))
+            measured = calibration.get(f"element:{element.key}")
+            rates = ErrorRates.of(measured) if measured else None
+            verdicts.append(ElementVerdict(name=element.name, found=found, sentence=where, error_rates=rates))
     return verdicts
 
 

@@ -29,7 +29,10 @@ METHODS_SECTIONS = frozenset(  # as the authors' own loader selects Methods sent
 
 @dataclass(frozen=True, kw_only=True)
 class Article:
-    """One annotated report. `items[i]` are the items of `sentences[i]`; `fold` or `split` is the published one."""
+    """One annotated report. `items[i]` are the items of `sentences[i]`; `fold` or `split` is the published one.
+
+    A protocol and its results report have the same number `pair`.
+    """
 
     pmcid: str
     corpus: str
@@ -39,6 +42,7 @@ class Article:
     items: tuple[frozenset[str], ...]
     fold: int | None = None
     split: str | None = None
+    pair: int | None = None
 
     @property
     def reported(self) -> frozenset[str]:
@@ -67,6 +71,7 @@ def _article(rows: list[dict], corpus: str) -> Article:
         items=tuple(frozenset(row["items"]) for row in rows),
         fold=rows[0].get("fold"),
         split=rows[0].get("split"),
+        pair=rows[0].get("pair"),
     )
 
 

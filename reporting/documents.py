@@ -236,7 +236,7 @@ def read_plain(path: Path) -> _Reading:
 
 
 def read_markdown(path: Path) -> _Reading:
-    """ATX and underlined headings; code, tables and pictures are left out and counted."""
+    """ATX and underlined headings; code is left out, tables and pictures (but for their captions) are too, and counted."""
     reading = _Reading()
     skipped = Counter()
     paragraph: list[str] = []
@@ -268,11 +268,12 @@ def read_markdown(path: Path) -> _Reading:
         elif line.strip():
             if re.match(r"\s*([-*+]|\d+[.)])\s+", line):
                 close()
+            skipped["pictures"] += line.count("![")
             paragraph.append(_plain_markdown(re.sub(r"^\s*([-*+]|\d+[.)])\s+", "", line)))
         else:
             close()
     close()
-    reading.warnings += [f"{count} {what} were not read." for what, count in skipped.items()]
+    reading.warnings += [f"{count} {what} were not read." for what, count in skipped.items() if count]
     first = next((block for block in reading.blocks if block.level), None)
     if first is not None and first.level == 1 and section_kind([first.text]) == "other" and first is reading.blocks[0]:
         first.level, first.section = 0, ("Title",)
@@ -328,13 +329,18 @@ def read_jats(path: Path) -> _Reading:
         reading.blocks.append(_Block(text=_words(funding), section=("Back matter", "Funding")))
     for back in article.findall("./{*}back"):
         _walk_jats(back, ("Back matter",), reading)
-    references = len(article.findall(".//{*}ref"))
-    tables = len(article.findall(".//{*}table"))
-    if tables:
-        reading.warnings.append(f"{tables} tables: captions were read, cells were not.")
-    if references:
-        reading.warnings.append(f"{references} references were recognised and left out.")
+    for name, said in _JATS_NOT_READ.items():
+        if count := len(article.findall(f".//{{*}}{name}")):
+            reading.warnings.append(f"{count} {said}")
     return reading
+
+
+_JATS_NOT_READ = {
+    "fig": "figures: captions were read, pictures were not.",
+    "table": "tables: captions were read, cells were not.",
+    "supplementary-material": "supplements were recognised and not read.",
+    "ref": "references were recognised and left out.",
+}
 
 
 def _tag(node) -> str:
@@ -463,7 +469,7 @@ def _add_pages(reading: _Reading, texts: list[str]) -> None:
 
 
 def read_docx(path: Path) -> _Reading:
-    """Headings by their style, or recognised by their words; table cells are counted, not read."""
+    """Headings by their style, or recognised by their words; tables and pictures are counted, not read."""
     try:
         import docx
         from docx.opc.exceptions import PackageNotFoundError
@@ -494,8 +500,9 @@ def read_docx(path: Path) -> _Reading:
         else:
             level = int(marked[1]) if marked else heading_level(text)
             reading.blocks.append(_Block(text=text, level=level))
-    if file.tables:
-        reading.warnings.append(f"{len(file.tables)} tables were not read.")
+    for what, found in (("tables", file.tables), ("pictures", file.inline_shapes)):
+        if len(found):
+            reading.warnings.append(f"{len(found)} {what} were not read.")
     if not any(block.section == ("Title",) for block in reading.blocks):
         _mark_title(reading)
     return reading
@@ -594,11 +601,23 @@ def _refuse_other_languages(name: str, sentences: list[Sentence]) -> None:
         )
 
 
+_SUPPLEMENT = re.compile(
+    r"\bsupplementa(l|ry) (materials?|files?|appendi(x|ces)|tables?|figures?|data|information|methods?)\b"
+    r"|\badditional files? \d|\b(web|online|supplementary) (appendi(x|ces)|supplements?)\b|\bappendix [\dA-Z]\b|\bsee (the )?appendix\b",
+    re.IGNORECASE,
+)
+
+
 def _doubts(sentences: list[Sentence]) -> list[str]:
     doubts = []
     text = " ".join(sentence.text for sentence in sentences).lower()
     if len(re.findall(r"\brandom(?:ly|i[sz]ed|i[sz]ation|i[sz]e)?\b", text)) < 2:
         doubts.append("Randomisation is hardly mentioned: this may not be a report of a randomised trial.")
+    elsewhere = sum(bool(_SUPPLEMENT.search(sentence.text)) for sentence in sentences)
+    if elsewhere:
+        doubts.append(
+            f"Sentences that point to a supplement: {elsewhere}. Supplements are not read; what only they state is not found."
+        )
     if len(sentences) < 40:
         doubts.append(f"Only {len(sentences)} sentences: an abstract or a part? Absent items say little then.")
     return doubts

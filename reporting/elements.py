@@ -3,7 +3,7 @@
 An element is a small fact inside an item: the allocation ratio, who was blinded, how attrition entered the sample size.
 Each is one documented pattern, looked for in the item's evidence and in the sections where it belongs; what is not found
 is worded as not found, not as absent. Every element has a sentence that states it and one that does not in
-`tests/test_reporting_elements.py`.
+`tests/test_reporting_elements.py`. `evaluate.py` measures those that SPIRIT-CONSORT-TM annotates apart from their item.
 """
 
 # ruff: noqa: E501 -- a pattern is read more easily in one piece
@@ -24,6 +24,10 @@ class Element:
     pattern: re.Pattern[str]
     only_if: re.Pattern[str] | None = None
 
+    @property
+    def key(self) -> str:
+        return f"{self.item}: {self.name}"
+
 
 def _element(item: str, name: str, pattern: str, only_if: str | None = None) -> Element:
     return Element(
@@ -36,7 +40,7 @@ def _element(item: str, name: str, pattern: str, only_if: str | None = None) -> 
 
 ELEMENTS = (
     _element("3a", "type of design", r"\b(parallel|factorial|cross-?over|cluster|n-of-1|adaptive|stepped[- ]wedge|split[- ](mouth|body))\b"),
-    _element("3a", "allocation ratio", r"\b\d ?: ?\d( ?: ?\d)*\b|\b(equal(ly)?|one[- ]to[- ]one|two[- ]to[- ]one)\b"),
+    _element("3a", "allocation ratio", r"\b\d ?[:∶] ?\d( ?[:∶] ?\d)*\b|\b(equal(ly)?|one[- ]to[- ]one|two[- ]to[- ]one)\b|\b\d+ (\w+ ){0,2}(in|per|to) (each|both|every) (\w+ )?(groups?|arms?)\b|\b\d+ (\w+ ){0,2}per (group|arm)\b"),
     _element("4a", "inclusion criteria", r"\b(eligible|eligib\w+|includ\w+ (if|criteri\w+|were)|inclusion|were enrol\w+|recruited)\b"),
     _element("4a", "exclusion criteria", r"\b(exclu\w+|ineligible|not eligible)\b"),
     _element("4b", "kind or number of places", rf"\b{_NUMBER}[- ]?(\w+[- ]){{0,3}}(cent(re|er)s?|sites?|hospitals?|clinics?|practices?|units?|schools?|villages?)\b|\b(outpatient|inpatient|primary care|community|tertiary|university hospital)\b"),
@@ -50,13 +54,13 @@ ELEMENTS = (
     _element("7a", "power", r"\bpower(ed)?\b"),
     _element("7a", "significance level", r"\b(alpha|α|type (i|1) error|significance level|two-sided|one-sided|2-sided|1-sided|significance of|p ?[<=] ?0?[.·]0\d)"),
     _element("7a", "allowance for attrition", r"\b(drop-?outs?|attrition|loss(es)? to follow-?up|lost to follow-?up|withdrawals?|non-?compliance|non-?adherence|missing data|non-?evaluable)\b"),
-    _element("8a", "method of generating the sequence", r"\b(computer\w*|random number|software|random[- ]?list|random(i[sz]ation)? (list|table|code|schedule)|minimi[sz]ation|coin|dice|shuffl\w+|web[- ]based|interactive (voice|web))\b"),
+    _element("8a", "method of generating the sequence", r"\b(computer\w*|random number|software|random[- ]?list|random(i[sz]ation)? (list|table|code|schedule)|minimi[sz]ation|coin|dice|shuffl\w+|web[- ]based|interactive (voice|web)|random\.org|draw\w* (of )?lots|lotter(y|ies))\b|\b(random\w+|allocation|sequence)\b[^.;]{0,80}\b(stata|sas|spss|excel|nquery|lots)\b"),
     _element("8b", "type of restriction", r"\b(block\w*|stratif\w+|minimi[sz]ation|simple randomi[sz]ation|unrestricted|permuted|matched pairs?|urn)\b"),
-    _element("8b", "block size", rf"\b(blocks? (size|length)s?|blocks? of|block of)\b[^.;]{{0,30}}\b{_NUMBER}\b|\b{_NUMBER}[- ](person |patient )?blocks?\b", r"\bblock"),
-    _element("8b", "stratification factors", r"\bstratif\w+ (by|for|according to|on|with)\b|\bstrat(a|ification factors?) (were|was|included|:)", r"\bstratif"),
+    _element("8b", "block size", r"\bblocks?\b[^.;]{0,40}\b(\d+|two|four|six|eight|ten|twelve)\b|\b(\d+|two|four|six|eight|ten)[- ](person |patient )?blocks?\b|\b(var(ying|ied|iable)|unequal|random|different|mixed)([- ]sized)? blocks? ?(sizes?|lengths?)?\b|\bblocks? (with|of) (varying|varied|variable|unequal|random|different)( block)? (sizes?|lengths?)\b", r"\bblock"),
+    _element("8b", "stratification factors", r"\bstratif\w+\b[^.;]{0,80}\b(by|for|according to|on|with|per|into|sex|gender|age|sites?|cent(re|er)s?)\b|\bstrata? (\w+ )?(by|were|was|included)\b|\bstratification factors?\b|\bstrata:", r"\bstratif"),
     _element("9", "mechanism of concealment", r"\b(sealed|opaque|envelopes?|central(ly|i[sz]ed)?|telephone|web[- ]based|interactive (voice|web)|pharmacy|numbered (containers?|bottles?|kits?|packs?)|conceal\w+)\b"),
-    _element("10", "who generated the sequence", r"\b(statistician|biostatistic\w+|pharmac\w+|independent \w+|data (centre|center|manager)|coordinating (centre|center)|trials? unit|computer (system|program)|sponsor|company|investigator|researcher)\b[^.;]{0,80}\b(generat\w+|prepar\w+|produc\w+|creat\w+|list|sequence|schedule|code|randomi[sz]ation)\b|\b(generated|prepared|produced|created) by\b"),
-    _element("10", "who enrolled participants", r"\b(enrol\w+|recruit\w+|screened|consent\w*|approached)\b[^.;]{0,60}\bby\b|\b(investigators?|nurses?|physicians?|doctors?|staff|coordinators?|clinicians?|practitioners?|researchers?)\b[^.;]{0,40}\b(enrol\w+|recruit\w+|approached|screened|invited)\b"),
+    _element("10", "who generated the sequence", r"\b(statistician|biostatistic\w+|pharmac\w+|independent \w+|data (centre|center|manager)|coordinating (centre|center)|trials? unit|computer (system|program)|sponsor|company|investigator|researcher)\b[^.;]{0,80}\b(generat\w+|prepar\w+|produc\w+|creat\w+|devis\w+|list|sequence|schedule|code|randomi[sz]ation)\b|\b(generated|prepared|produced|created) by\b|\b(randomi[sz]ation|allocation|sequence|schedule|lists?|program(me)?)\b[^.;]{0,80}\b(made|designed|developed|performed|done|conducted|managed|written|computeri[sz]ed|carried out)( \w+){0,2} (by|at) (an?|the|our)\b"),
+    _element("10", "who enrolled participants", r"\b(enrol\w+|recruit\w+|screened|consent\w*|approached|invited|assessed for (study )?(inclusion|eligibility))\b[^.;]{0,60}\bby\b|\b(investigators?|nurses?|physicians?|doctors?|staff|coordinators?|clinicians?|practitioners?|researchers?|assistants?|workers?|volunteers?|enumerators?|teams?|team members?|leader|designee)\b[^.;]{0,50}\b(enrol\w*|recruit\w*|approach\w*|screen\w*|invit\w*|inform (the )?\w+|identif\w+|contact\w*|check\w* (for )?(\w+ )?(eligib\w+|criteria|that)|obtain\w* [^.;]{0,30}consent)\b"),
     _element("10", "who assigned participants", r"\b(assign\w+|allocat\w+|randomi[sz]\w+)\b[^.;]{0,80}\bby\b|\b(investigators?|nurses?|physicians?|doctors?|staff|pharmacists?|coordinators?|system|practitioners?|researchers?)\b[^.;]{0,90}\b(assign\w*|allocat\w+|dispens\w+)\b"),
     _element("11a", "who was blinded", r"\b(participants?|patients?|subjects?|women|men|children|parents|physicians?|doctors?|clinicians?|investigators?|nurses?|staff|personnel|assessors?|evaluators?|statisticians?|analysts?|readers?|carers?|caregivers?|therapists?|raters?|adjudicat\w+|everyone|all parties)\b[^.;]{0,80}\b(blind\w*|mask\w*|unaware|not (told|informed))\b|\b(blind\w*|mask\w*|unaware)\b[^.;]{0,80}\b(participants?|patients?|subjects?|women|men|children|parents|physicians?|doctors?|clinicians?|investigators?|nurses?|staff|personnel|assessors?|evaluators?|statisticians?|analysts?|readers?|carers?|caregivers?|therapists?|raters?)\b|\bopen[- ]label\b"),
     _element("12a", "test or model", r"\b(regression|(co)?variance|an(c)?ova|t[- ]tests?|chi-?squared?|χ2|fisher\w*|wilcoxon|mann[- ]whitney|log-?rank|kaplan|cox|mixed[- ]\w+|mixed models?|generali[sz]ed (linear|estimating)|poisson|mcnemar|kruskal|mantel|bayes\w+)\b"),

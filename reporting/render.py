@@ -21,7 +21,7 @@ DISCLAIMER = (
 )
 LEGEND = (
     "Beside each verdict: its calibrated probability, and how often such a verdict was right on articles that the model had "
-    "not seen. Missing elements are found by patterns whose error rates were not measured."
+    "not seen. Missing elements are found by patterns; the same figure is in brackets where a corpus annotates the element."
 )
 _COLOURS = {"reported": "32", "partly reported": "33", "not found": "31", "not applicable": "90"}
 _MARKS = {"reported": "✓", "partly reported": "~", "not found": "✗", "not applicable": "-"}
@@ -63,7 +63,14 @@ def _places(verdict: Verdict, most: int = 3) -> str:
 
 
 def _missing(verdict: Verdict) -> str:
-    return ", ".join(verdict.missing_elements)
+    return ", ".join(_lack(element) for element in verdict.elements if not element.found)
+
+
+def _lack(element: ElementVerdict) -> str:
+    rates = element.error_rates
+    if rates is None or not rates.called_missing:
+        return element.name
+    return f"{element.name} (right {rates.called_missing_rightly} of {rates.called_missing} times)"
 
 
 def _confidence(verdict: Verdict) -> str:
@@ -102,7 +109,9 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
         title = textwrap.shorten(verdict.item.text, max(room, 20), placeholder="…")
         lines.append(f"{paint(head, _COLOURS[verdict.status])} {title:<{max(room, 20)}}  {confidence}".rstrip())
         if verdict.status == "partly reported":
-            lines.append(f"         not found: {_missing(verdict)}")
+            lines += textwrap.wrap(
+                f"not found: {_missing(verdict)}", width, initial_indent=" " * 9, subsequent_indent=" " * 9
+            )
         if verdict.note:
             lines.append(f"         {verdict.note}")
         if verdict.evidence and everything:
@@ -316,9 +325,9 @@ def _css(status: str) -> str:
 
 
 def _html_element(element: ElementVerdict) -> str:
-    name = escape.escape(element.name)
     if not element.found:
-        return f"<li class=lack>✗ {name}</li>"
+        return f"<li class=lack>✗ {escape.escape(_lack(element))}</li>"
+    name = escape.escape(element.name)
     return f'<li>✓ {name} <a href="#s{element.sentence}">s.&nbsp;{element.sentence}</a></li>'
 
 

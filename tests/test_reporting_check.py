@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from ctfm.reporting import read_document, render
 from ctfm.reporting.check import (
     DEFAULT_CHECKPOINT,
+    ElementVerdict,
+    ErrorRates,
     calibrate,
     check,
     check_document,
@@ -115,6 +117,31 @@ def test_the_error_rate_is_that_of_the_verdict(report):
     missing = render.error_rate(replace(verdict, status="not found"))
     assert missing == f"right {rates.called_missing_rightly} of {rates.called_missing} times"
     assert render.error_rate(verdict) == f"right {rates.called_reported_rightly} of {rates.called_reported} times"
+
+
+def test_beside_a_missing_element_stands_how_often_that_was_right(report):
+    rates = ErrorRates(called_reported=28, called_reported_rightly=24, called_missing=15, called_missing_rightly=8)
+    lacking = ElementVerdict(name="block size", found=False, error_rates=rates)
+    verdict = replace(by_number(report)["8b"], status="partly reported", elements=(lacking,))
+    changed = replace(report, verdicts=(verdict,))
+    for text in (
+        render.terminal_table(changed),
+        render.markdown(changed),
+        render.to_csv(changed),
+        render.html(changed),
+    ):
+        assert "block size (right 8 of 15 times)" in text
+    assert render.as_dict(changed)["items"][0]["elements"][0]["error_rates"] == asdict(rates)
+    unknown = replace(lacking, error_rates=None)
+    assert "block size (" not in render.markdown(replace(report, verdicts=(replace(verdict, elements=(unknown,)),)))
+
+
+def test_an_element_has_the_figures_of_its_own_row(report):
+    rows = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())
+    for verdict in report.verdicts:
+        for element in verdict.elements:
+            row = rows.get(f"element:{verdict.item.number}: {element.name}")
+            assert element.error_rates == (None if row is None else ErrorRates.of(row))
 
 
 def test_calibration_keeps_the_order():

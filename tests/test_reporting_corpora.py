@@ -1,10 +1,12 @@
 """The annotated corpora, the metrics of the papers, and the baselines."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ctfm.reporting.baselines import RULES, apply_rules
+from ctfm.reporting.check import DEFAULT_CHECKPOINT
 from ctfm.reporting.checklist import SPIRIT
 from ctfm.reporting.corpora import (
     CONSORT_ITEMS,
@@ -14,7 +16,8 @@ from ctfm.reporting.corpora import (
     load_spirit,
     load_spirit_articles,
 )
-from ctfm.reporting.evaluate import METHODS_TEST, spirit_item_table
+from ctfm.reporting.elements import ELEMENTS
+from ctfm.reporting.evaluate import METHODS_TEST, element_table, spirit_item_table
 from ctfm.reporting.metrics import best_threshold, bootstrap_interval, choose_thresholds, fold_mean, missing, score
 
 CORPORA = Path(__file__).parents[2] / "shared" / "trial_reports"
@@ -53,6 +56,22 @@ def test_the_methods_split_of_2021_is_twelve_articles_of_the_corpus():
     assert len(METHODS_TEST) == 12
     assert all(any(map(in_methods, articles[pmcid].sections)) for pmcid in METHODS_TEST)
     assert len(METHODS_ITEMS) == 17
+
+
+@needs_corpora
+def test_the_figures_beside_elements_are_those_of_the_patterns():
+    calibration = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())
+    assert element_table(CORPORA) == {name: row for name, row in calibration.items() if name.startswith("element:")}
+
+
+def test_the_data_card_has_the_figures_beside_elements():
+    calibration = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())
+    card = (Path(__file__).parents[1] / "reporting" / "data_card.md").read_text()
+    keys = [element.key for element in ELEMENTS if f"element:{element.key}" in calibration]
+    assert len(keys) == sum(name.startswith("element:") for name in calibration)
+    for key in keys:
+        said, right, absent, right_absent = calibration[f"element:{key}"].values()
+        assert f"| {key} | {right} of {said} | {right_absent} of {absent} |" in card
 
 
 def test_absent_corpora_are_named_with_the_cure(tmp_path):

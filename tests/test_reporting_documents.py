@@ -118,6 +118,44 @@ def test_jats_keeps_sections_captions_and_back_matter(tmp_path):
     assert "45" not in " ".join(found)
 
 
+def test_what_of_a_jats_file_was_not_read_is_said(tmp_path):
+    pytest.importorskip("lxml")
+    supplement = (
+        '<sec><supplementary-material id="s1"><caption><p>Extra data.</p></caption></supplementary-material></sec>'
+    )
+    document = read_document(write(tmp_path, "report.xml", JATS.replace("<ack>", f"{supplement}<ack>")))
+    assert document.warnings[:4] == (
+        "1 figures: captions were read, pictures were not.",
+        "1 tables: captions were read, cells were not.",
+        "1 supplements were recognised and not read.",
+        "1 references were recognised and left out.",
+    )
+    assert not any("Extra data" in sentence.text for sentence in document.sentences)
+
+
+def test_pictures_are_counted_and_their_captions_read(tmp_path):
+    document = read_document(
+        write(tmp_path, "report.md", f"{MARKDOWN}\n## Discussion\n\n![Flow of people](flow.png)\n")
+    )
+    assert "1 pictures were not read." in document.warnings
+    assert document.sentences[-1].text == "Flow of people"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "points"),
+    [
+        ("Harms are listed in Supplementary Table 2.", True),
+        ("The protocol is given in Additional file 1.", True),
+        ("The whole analysis plan is in the online appendix.", True),
+        ("Participants took a supplement of vitamin D and additional tablets.", False),
+        ("The appendix was removed by laparoscopy.", False),
+    ],
+)
+def test_a_sentence_that_points_to_a_supplement_is_counted(tmp_path, sentence, points):
+    document = read_document(write(tmp_path, "report.md", f"{MARKDOWN}\n## Harms\n\n{sentence}\n"))
+    assert any("point to a supplement: 1." in warning for warning in document.warnings) == points
+
+
 def test_jats_gives_the_funding_of_its_front_and_no_abstract_of_a_review(tmp_path):
     pytest.importorskip("lxml")
     funding = "<funding-group><funding-statement>Funded by the club of walkers.</funding-statement></funding-group>"
@@ -237,6 +275,30 @@ def test_binary_junk_is_refused_in_every_format(tmp_path, suffix):
     junk = bytes(range(256)) * 40
     with pytest.raises(DocumentError, match=r"junk\.\w+ "):
         read_document(write(tmp_path, f"junk{suffix}", junk))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".xml", ".pdf", ".docx"])
+def test_a_file_that_was_cut_off_is_refused_or_read_as_far_as_it_goes(tmp_path, suffix):
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".pdf":
+        make_pdf(whole, [[*PAGE, "It was true."]] * 4)
+    elif suffix == ".docx":
+        file = pytest.importorskip("docx").Document()
+        file.add_paragraph("The walkers were randomised to the walk or to the rest group.")
+        file.save(str(whole))
+    else:
+        pytest.importorskip("lxml")
+        write(tmp_path, whole.name, JATS if suffix == ".xml" else MARKDOWN)
+    read = read_document(whole).sentences
+    data = whole.read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        cut = write(tmp_path, f"cut{suffix}", data[: int(len(data) * share)])
+        if suffix in (".txt", ".md"):
+            part = read_document(cut).sentences
+            assert [s.text for s in part[:-1]] == [s.text for s in read[: len(part) - 1]]
+        else:
+            with pytest.raises(DocumentError, match=rf"cut{suffix} .*\. (Download|Print|Save|Run|Pass)"):
+                read_document(cut)
 
 
 @pytest.mark.parametrize("name", ["report.rtf", "report"])
