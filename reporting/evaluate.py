@@ -488,6 +488,15 @@ def figures_table(results: dict) -> str:
         cells.append(f"{absent['precision']:.2f} / {absent['recall']:.2f} / {absent['f1']:.2f}")
         return "| " + " | ".join(cells) + " |"
 
+    from scipy.stats import binomtest
+
+    def span(interval: Sequence[float]) -> str:
+        return f"({interval[0]:.2f}-{interval[1]:.2f})"
+
+    def share(hits: int, count: int) -> str:
+        interval = binomtest(hits, count).proportion_ci(method="wilson") if count else (0.0, 1.0)
+        return f"{hits / max(count, 1):.2f} {span(interval)}"
+
     lines = [
         "CONSORT-TM, five folds: micro F1 (interval) / macro F1; missing items: precision / recall / F1.",
         "",
@@ -520,19 +529,22 @@ def figures_table(results: dict) -> str:
         f"Probabilities beside SPIRIT's items ({quality['verdicts']} verdicts on those articles): Brier score "
         f"{quality['brier']:.3f}, mean distance from the shares {quality['error_in_ten_bins']:.3f} (ten bins).",
         "",
-        "By item (CONSORT-TM, five folds pooled): sentences precision / recall / F1, articles the same, F1 of the item as "
-        "missing, and in how many of the 50 articles the annotators found it.",
+        "By item (CONSORT-TM, five folds pooled): precision / recall / F1 in sentences and in articles, F1 of the item as "
+        "missing, and in how many of the 50 articles the annotators found it. Intervals of F1 as above; those of precision and "
+        "recall in articles are Wilson's.",
         "",
-        "| Item | Sentences | F1 interval | Articles | Missing | Articles with it |",
-        "|---|---|---|---|---|---|",
+        "| Item | Sentences | Articles: precision | recall | F1 | Missing | Articles with it |",
+        "|---|---|---|---|---|---|---|",
     ]
     for item, table in results["per_item"].items():
         s, a, m = table["sentence"], table["article"], table["missing"]
         absent = f"{m['f1']:.2f}" if m["support"] else "never missing"
+        hits = a["support"] - table["wrongly_called_missing"]
+        called = hits + table["wrongly_called_reported"]
         lines.append(
-            f"| {item} | {s['precision']:.2f} / {s['recall']:.2f} / {s['f1']:.2f} "
-            f"| {s['f1_interval'][0]:.2f}-{s['f1_interval'][1]:.2f} "
-            f"| {a['precision']:.2f} / {a['recall']:.2f} / {a['f1']:.2f} | {absent} | {a['support']} |"
+            f"| {item} | {s['precision']:.2f} / {s['recall']:.2f} / {s['f1']:.2f} {span(s['f1_interval'])} "
+            f"| {share(hits, called)} | {share(hits, a['support'])} "
+            f"| {a['f1']:.2f} {span(a['f1_interval'])} | {absent} | {a['support']} |"
         )
     return "\n".join(lines) + "\n"
 
