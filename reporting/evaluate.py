@@ -479,26 +479,26 @@ def write_checkpoint(source: Path, out: Path, calibration: dict) -> None:
 def figures_table(results: dict) -> str:
     """The block of figures in `model_card.md`, from `results.json`."""
 
+    def span(interval: Sequence[float]) -> str:
+        return f"({interval[0]:.2f}-{interval[1]:.2f})"
+
     def row(name: str, figures: dict) -> str:
         cells = [name]
         for level in ("sentence_at_half", "sentence", "article_at_half", "article"):
             mean, interval = figures[level]["fold_mean"], figures[level]["pooled_micro_f1_interval"]
             cells.append(f"{mean['micro_f1']:.3f} ({interval[0]:.3f}-{interval[1]:.3f}) / {mean['macro_f1']:.3f}")
-        absent = figures["article"]["missing"]
-        cells.append(f"{absent['precision']:.2f} / {absent['recall']:.2f} / {absent['f1']:.2f}")
+        absent, interval = figures["article"]["missing"], figures["article"]["missing_f1_interval"]
+        cells.append(f"{absent['precision']:.2f} / {absent['recall']:.2f} / {absent['f1']:.2f} {span(interval)}")
         return "| " + " | ".join(cells) + " |"
 
     from scipy.stats import binomtest
-
-    def span(interval: Sequence[float]) -> str:
-        return f"({interval[0]:.2f}-{interval[1]:.2f})"
 
     def share(hits: int, count: int) -> str:
         interval = binomtest(hits, count).proportion_ci(method="wilson") if count else (0.0, 1.0)
         return f"{hits / max(count, 1):.2f} {span(interval)}"
 
     lines = [
-        "CONSORT-TM, five folds: micro F1 (interval) / macro F1; missing items: precision / recall / F1.",
+        "CONSORT-TM, five folds: micro F1 (interval) / macro F1; missing items: precision / recall / F1 (interval).",
         "",
         "| | Sentences at 0.5 | Sentences | Articles at 0.5 | Articles | Missing items |",
         "|---|---|---|---|---|---|",

@@ -1,6 +1,7 @@
 """The annotated corpora, the metrics of the papers, and the baselines."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from ctfm.reporting.checklist import SPIRIT
 from ctfm.reporting.corpora import (
     CONSORT_ITEMS,
     METHODS_ITEMS,
+    Article,
     in_methods,
     load_consort,
     load_spirit,
     load_spirit_articles,
 )
 from ctfm.reporting.elements import ELEMENTS
-from ctfm.reporting.evaluate import METHODS_TEST, element_table, spirit_item_table
+from ctfm.reporting.evaluate import METHODS_TEST, element_table, fold_thresholds, spirit_item_table
 from ctfm.reporting.metrics import best_threshold, bootstrap_interval, choose_thresholds, fold_mean, missing, score
 
 CORPORA = Path(__file__).parents[2] / "shared" / "trial_reports"
@@ -124,6 +126,33 @@ def test_the_best_threshold_beats_every_other():
     gold = generator.random(300) < scores**2
     best = score(gold, scores >= best_threshold(gold, scores, 0.5)).f1
     assert all(best >= score(gold, scores >= threshold).f1 for threshold in np.linspace(0, 1, 101))
+
+
+@pytest.mark.parametrize("level", ["sentence", "article"])
+def test_thresholds_of_a_fold_do_not_depend_on_its_own_articles(level):
+    generator = np.random.default_rng(3)
+
+    def article(number):
+        items = tuple(frozenset(item for item in CONSORT_ITEMS if generator.random() < 0.1) for _ in range(20))
+        text = (("We walked.",) * 20, (("Methods",),) * 20)
+        return Article(
+            pmcid=f"PMC{number}",
+            corpus="consort",
+            kind="Results",
+            sentences=text[0],
+            sections=text[1],
+            items=items,
+            fold=number % 5,
+        )
+
+    articles = [article(number) for number in range(20)]
+    scores = {a.pmcid: generator.random((20, len(CONSORT_ITEMS))) for a in articles}
+    before = fold_thresholds(articles, scores, level)
+    changed = [replace(a, items=(frozenset(CONSORT_ITEMS),) * 20) if a.fold == 0 else a for a in articles]
+    rescored = {a.pmcid: scores[a.pmcid] / 9 if a.fold == 0 else scores[a.pmcid] for a in articles}
+    after = fold_thresholds(changed, rescored, level)
+    assert np.array_equal(before[0], after[0])
+    assert not np.array_equal(before[1], after[1])
 
 
 def test_rare_items_take_the_common_threshold():
