@@ -1,6 +1,8 @@
 """What the Space computes equals what the package computes; maps and places lie where they belong."""
 
 import string
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +177,38 @@ def test_a_pass_that_takes_too_long_is_given_up(weights: Weights, monkeypatch: p
     monkeypatch.setattr("analysis.MAX_SECONDS", -1.0)
     with pytest.raises(UploadError, match="error_too_slow"):
         Analyser(weights).analyse(Scan(key="slow", volume=phantom_volume(), read_seconds=0.0))
+
+
+def test_a_pass_tells_how_far_it_is_and_in_which_stage(weights: Weights) -> None:
+    told: list[tuple[float, str]] = []
+    scan = Scan(key="told", volume=phantom_volume(), read_seconds=0.0)
+    Analyser(weights).analyse(scan, lambda share, stage: told.append((share, stage)))
+    shares, stages = zip(*told, strict=True)
+    assert list(shares) == sorted(shares)
+    assert shares[-1] < 1
+    assert list(dict.fromkeys(stages)) == ["stage_resample", "stage_encode", "stage_findings"]
+    assert stages.count("stage_encode") > 1  # the pass itself tells, too
+
+
+def test_where_a_gpu_is_lent_the_pass_asks_for_it(
+    scan: Scan, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a ZeroGPU Space `spaces.GPU` wraps what runs on the GPU."""
+    lent: list[int] = []
+
+    def lend(duration: int) -> Callable:
+        def wrap(function: Callable) -> Callable:
+            return lambda *arguments: (lent.append(duration), function(*arguments))[1]
+
+        return wrap
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lend))
+    again = Scan(key="lent", volume=phantom_volume(), read_seconds=0.0)
+    answers = Analyser(weights).analyse(again).findings
+    assert lent == [60]
+    assert [f.label for f in answers] == [f.label for f in scan.analysis.findings]
+    for there, here in zip(answers, scan.analysis.findings, strict=True):
+        assert there.score == pytest.approx(here.score, abs=1e-6)
 
 
 PLACE = Place(mm=(0, 0, 0), slice_number=1, side="left", front="front", level="upper")

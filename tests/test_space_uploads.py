@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ctfm import volume_ctfm
 
@@ -37,6 +38,28 @@ def test_an_upload_is_moved_read_and_deleted(intake: Intake, tmp_path: Path) -> 
     assert not study.exists()
     assert not list(intake.work.iterdir())
     assert SECRET not in repr(scan)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.mha", "scan.nrrd"])
+def test_every_other_format_is_the_same_scan_as_its_dicom(name: str, intake: Intake, tmp_path: Path) -> None:
+    dicom = read(intake, write_study(tmp_path / "study.zip"))
+    assert dicom is not None
+    volume = dicom.volume
+    if name.endswith((".nii", ".nii.gz")):
+        volume.to_nifti(tmp_path / name)
+    else:
+        sitk = pytest.importorskip("SimpleITK")
+        image = sitk.GetImageFromArray(
+            volume.hu
+        )  # its axes go to the left, the back and the head, and so do a Volume's
+        image.SetSpacing(volume.spacing[::-1])
+        image.SetOrigin([float(value) for value in np.diag([-1, -1, 1]) @ volume.affine[:3, 3]])
+        sitk.WriteImage(image, str(tmp_path / name))
+    scan = read(intake, tmp_path / name)
+    assert scan is not None
+    np.testing.assert_array_equal(scan.volume.hu, volume.hu)
+    np.testing.assert_allclose(scan.volume.affine, volume.affine, atol=1e-3)
+    assert scan.volume.source.kind != volume.source.kind
 
 
 def test_a_scan_is_known_by_its_bytes_and_not_by_its_names(intake: Intake, tmp_path: Path) -> None:
