@@ -20,28 +20,37 @@ def test_every_checkpoint_is_asked_and_rows_of_the_same_phase_make_place(tmp_pat
     recipe = replace(recipe, phases={name: recipe.phases[name] for name in ("self_supervision", "alignment")})
     out, points = tmp_path / "run", tmp_path / "points.json"
     loop.pretrain(loop.Run(recipe=recipe, out=out, data=(str(data),), save_every=1, keep_last=9), Accelerator(cpu=True))
-    other = {"run": "tiny", "phase": "segmentation", "step": 0}
-    learning.replace_rows([other, {"run": "tiny", "phase": "alignment", "step": 99}], points)
+    other = {"run": "tiny", "phase": "segmentation", "step": 0, "question": "findings, linear probe"}
+    learning.replace_rows([other, other | {"phase": "alignment", "step": 99}], points)
     asked = ["--fit", f"{data}@train", "--test", f"{data}@held_out", "--fit-scans", "15", "--points", str(points)]
     learning.main(["measure", str(out), *asked])
     kept, *rows = json.loads(points.read_text())
     assert kept == other
     found = [(row["phase"], row["step"], row["question"]) for row in rows]
     both = ("nearest neighbours", "linear probe")
+    steps = [("self_supervision", step) for step in (0, 1, 2)] + [("alignment", step) for step in (0, 1, 2)]
     assert found == [
-        *(("self_supervision", step, question) for step in (0, 1, 2) for question in both),
-        *(("alignment", step, question) for step in (0, 1, 2) for question in (*both, "zero-shot")),
+        *(
+            (*place, f"findings, {way}")
+            for place in steps
+            for way in (*both, *["zero-shot"] * (place[0] == "alignment"))
+        ),
+        *((*place, f"structures, {way}") for place in steps for way in both),
     ]
     assert all(row["low"] <= row["auroc"] <= row["high"] for row in rows)
     assert {(row["fit"], row["test"]) for row in rows} == {(15, 20)}
     # The local transformer is frozen in this phase, so that its features stay.
-    assert len({row["auroc"] for row in rows if row["phase"] == "alignment" and row["question"] == both[0]}) == 1
+    assert (
+        len({row["auroc"] for row in rows if row["phase"] == "alignment" and row["question"] == f"findings, {both[0]}"})
+        == 1
+    )
 
 
 def test_scores_that_are_the_labels_are_graded_with_one() -> None:
     labels = np.tile([[0, 1], [1, 0]], (10, 1))
     labels[:, 1] = 0  # nobody has the second finding, so it does not count
-    test = ProbeSet(features=np.zeros((20, 1)), labels=labels, findings=("a", "b"), image_embeds=None)
+    scans = tuple(str(number // 2) for number in range(20))
+    test = ProbeSet(features=np.zeros((20, 1)), labels=labels, findings=("a", "b"), scans=scans)
     assert learning.grade(labels.astype(float), test) == {"auroc": 1.0, "low": 1.0, "high": 1.0}
     assert learning.grade(np.zeros((20, 2)), test)["auroc"] == 0.5
 
@@ -50,7 +59,7 @@ def test_a_panel_a_phase(tmp_path: Path) -> None:
     place = {"run": "phantoms", "fit": 10, "test": 20, "low": 0.5, "high": 0.7}
     points = [
         place | {"phase": phase, "step": step, "question": question, "auroc": 0.6}
-        for phase, question in (("self_supervision", "linear probe"), ("alignment", "zero-shot"))
+        for phase, question in (("self_supervision", "findings, linear probe"), ("alignment", "findings, zero-shot"))
         for step in (0, 50)
     ]
     sizes = []

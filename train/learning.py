@@ -4,9 +4,10 @@
     python -m ctfm.train.learning measure RUN --fit HELD@validation --test HELD@held_out
     python -m ctfm.train.learning draw
 
-`measure` puts a row into train/learning.json for every checkpoint and question: nearest neighbours and a linear probe over
-features of the local transformer, fitted on the scans of `--fit`, and zero-shot findings where a phase aligns; all are
-macro AUROC over the findings of `--test`, with 95 % intervals over resampled scans. Rows of other runs and phases stay.
+`measure` puts a row into train/learning.json for every checkpoint and question: findings of scans by nearest neighbours and
+by a linear probe over crops' descriptors, both fitted on the scans of `--fit`, and zero-shot where a phase aligns; where there
+are label maps, structures of patches over the local transformer's tokens. All are macro AUROC over what `--test` holds, with
+95 % intervals over resampled scans. Rows of other runs, phases and questions stay.
 """
 
 import argparse
@@ -24,16 +25,31 @@ from ..processing_ctfm import CTFMProcessor
 from .checkpoint import find_checkpoints, load_exported
 from .data import SourceConfig
 from .metrics import auroc, can_be_measured, estimate, resample_patients
-from .probe import ProbeSet, encode_split, knn_scores, linear_scores, zero_shot_scores
+from .probe import ProbeSet, encode_patches, encode_split, knn_scores, linear_scores, zero_shot_scores
 from .shards import Manifest
 
 POINTS = Path(__file__).with_suffix(".json")
 RESAMPLES = 500
-COLOURS = {"nearest neighbours": "#0b7a75", "linear probe": "#b5541c", "zero-shot": "#3d5a98"}
+COLOURS = {
+    "findings, nearest neighbours": "#0b7a75",
+    "findings, linear probe": "#b5541c",
+    "findings, zero-shot": "#3d5a98",
+    "structures, nearest neighbours": "#6a994e",
+    "structures, linear probe": "#bc4b8a",
+}
+
+
+ENCODERS = {"findings": encode_split, "structures": encode_patches}
 
 
 def measure_run(
-    run: Path, phases: Sequence[str], fit: SourceConfig, test: SourceConfig, num_fit: int, num_test: int
+    run: Path,
+    phases: Sequence[str],
+    asked: Sequence[str],
+    fit: SourceConfig,
+    test: SourceConfig,
+    num_fit: int,
+    num_test: int,
 ) -> list[dict[str, Any]]:
     """A row a checkpoint and question, of the phases that are named, or all."""
     recipe = json.loads((run / "recipe.json").read_text())
@@ -42,41 +58,46 @@ def measure_run(
     loaded = [load_exported(path) for path in paths]
     models, processor = [model for model, _ in loaded], loaded[0][1]
     cutter = processor.image_processor if isinstance(processor, CTFMProcessor) else processor
-    known = encode_split(models, cutter, Manifest(fit.folder), fit.split, num_fit)
-    asked = encode_split(models, cutter, Manifest(test.folder), test.split, num_test)
     rows = []
-    for path, (model, own), a, b in zip(paths, loaded, known, asked, strict=True):
-        phase, _, step = path.name.rpartition("-")
-        place = {"run": recipe["name"], "phase": phase, "step": int(step), "fit": len(a.labels), "test": len(b.labels)}
-        scores = {"nearest neighbours": knn_scores(a, b), "linear probe": linear_scores(a, b)}
-        if isinstance(model, CTFMModel) and isinstance(own, CTFMProcessor):
-            scores["zero-shot"] = zero_shot_scores(model, own, b)
-        rows += [place | {"question": question} | grade(values, b) for question, values in scores.items()]
+    for kind in asked:
+        known = ENCODERS[kind](models, cutter, Manifest(fit.folder), fit.split, num_fit)
+        unknown = ENCODERS[kind](models, cutter, Manifest(test.folder), test.split, num_test)
+        for path, (model, own), a, b in zip(paths, loaded, known, unknown, strict=True):
+            phase, _, step = path.name.rpartition("-")
+            place = {"run": recipe["name"], "phase": phase, "step": int(step)}
+            place |= {"fit": len(set(a.scans)), "test": len(set(b.scans))}
+            scores = {"nearest neighbours": knn_scores(a, b), "linear probe": linear_scores(a, b)}
+            if b.image_embeds is not None and isinstance(model, CTFMModel) and isinstance(own, CTFMProcessor):
+                scores["zero-shot"] = zero_shot_scores(model, own, b)
+            rows += [place | {"question": f"{kind}, {way}"} | grade(values, b) for way, values in scores.items()]
     return rows
 
 
 def grade(scores: np.ndarray, test: ProbeSet) -> dict[str, float]:
-    """Macro AUROC of the findings that enough scans have and have not, with its 95 % interval."""
-    weights = resample_patients([str(n) for n in range(len(scores))], RESAMPLES)
+    """Macro AUROC of what enough rows have and have not, with its 95 % interval over scans."""
+    weights = resample_patients(test.scans, RESAMPLES)
     pairs = zip(scores.T, test.labels.T, strict=True)
-    found = estimate(
-        np.mean([auroc(score, truth, weights) for score, truth in pairs if can_be_measured(truth)], 0), len(scores)
-    )
+    each = [auroc(score, truth, weights) for score, truth in pairs if can_be_measured(truth)]
+    found = estimate(np.nanmean(each, 0), len(scores))  # of what no drawn scan has, a resample says nothing
     return {"auroc": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
 def replace_rows(rows: list[dict[str, Any]], path: Path = POINTS) -> None:
-    """Rows of the same runs and phases make place."""
-    new = {(row["run"], row["phase"]) for row in rows}
+    """Rows of the same runs, phases and questions make place."""
+
+    def place(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["run"], row["phase"], row["question"]
+
+    new = {place(row) for row in rows}
     before = json.loads(path.read_text()) if path.is_file() else []
-    kept = [row for row in before if (row["run"], row["phase"]) not in new] + rows
+    kept = [row for row in before if place(row) not in new] + rows
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in kept) + "\n]\n")
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
-    """A panel for every run and phase; the dotted lines are random weights, where a phase starts from them, and chance."""
+    """A panel for every run and phase; dotted, what it started from; dashed, chance."""
     panels = list(dict.fromkeys((row["run"], row["phase"]) for row in points))
-    figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         rows = [row for row in points if (row["run"], row["phase"]) == panel]
@@ -84,15 +105,15 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
             own = sorted((row for row in rows if row["question"] == question), key=lambda row: row["step"])
             steps, values = [row["step"] for row in own], [row["auroc"] for row in own]
             colour = COLOURS[question]
-            axis.plot(steps, values, "o-", ms=3.5, lw=1.6, color=colour, label=question)
+            label = f"{question} ({own[0]['fit']} scans to fit, {own[0]['test']} to test)"
+            axis.plot(steps, values, "o-", ms=3.5, lw=1.6, color=colour, label=label)
             axis.fill_between(
                 steps, [row["low"] for row in own], [row["high"] for row in own], color=colour, alpha=0.15, lw=0
             )
-            if steps[0] == 0 and question != "zero-shot":
-                axis.axhline(values[0], color=colour, ls=":", lw=1.2, label=f"{question}, step 0")
+            if steps[0] == 0 and not question.endswith("zero-shot"):
+                axis.axhline(values[0], color=colour, ls=":", lw=1.2)
         axis.axhline(0.5, color="0.5", ls="--", lw=1, label="chance")
-        sizes = f"{rows[0]['fit']} scans to fit, {rows[0]['test']} to test"
-        axis.set(title=f"{panel[1].replace('_', ' ')} (recipe {panel[0]})\n{sizes}", xlabel="optimizer steps")
+        axis.set(title=f"{panel[1].replace('_', ' ')} (recipe {panel[0]})", xlabel="optimizer steps")
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("macro AUROC, held-out phantoms")
@@ -107,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--fit", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--test", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--phases", nargs="*", default=[])
+    measuring.add_argument("--ask", nargs="*", choices=ENCODERS, default=list(ENCODERS))
     measuring.add_argument("--fit-scans", type=int, default=300)
     measuring.add_argument("--test-scans", type=int, default=300)
     measuring.add_argument("--points", type=Path, default=POINTS)
@@ -120,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fit, test = (
         SourceConfig(folder=f, split=s) for f, _, s in (text.rpartition("@") for text in (given.fit, given.test))
     )
-    rows = measure_run(given.run, given.phases, fit, test, given.fit_scans, given.test_scans)
+    rows = measure_run(given.run, given.phases, given.ask, fit, test, given.fit_scans, given.test_scans)
     replace_rows(rows, given.points)
     for row in rows:
         print(json.dumps(row))

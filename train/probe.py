@@ -26,6 +26,7 @@ from ..pipeline_ctfm import finding_prompts
 from ..processing_ctfm import CTFMProcessor
 from .checkpoint import load_exported
 from .data import SourceConfig, read_scan, select_rows
+from .segmentation import count_voxels
 from .shards import Manifest
 from .views import cut_scans
 
@@ -34,15 +35,16 @@ FEWEST = 5  # present and absent scans that a finding must have
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSet:
-    """Features of scans and what is known of them.
+    """Features of scans, or of patches of scans, and what is known of them.
 
-    features: `(scans, f)`; labels: `(scans, findings)` of 0 and 1; image_embeds: `(scans, e)` of a dual encoder.
+    features: `(n, f)`; labels: `(n, findings)` of 0 and 1; scans: `n` ids; image_embeds: `(n, e)` of a dual encoder.
     """
 
     features: np.ndarray
     labels: np.ndarray
     findings: tuple[str, ...]
-    image_embeds: np.ndarray | None
+    scans: tuple[str, ...]
+    image_embeds: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -56,7 +58,7 @@ def encode_split(
     """The first scans of a split, read once for all models. Features are the mean and the largest value of the local
     transformer's crop descriptors."""
     device = next(models[0].parameters()).device
-    features, embeds, labels = [[] for _ in models], [[] for _ in models], []
+    features, embeds, labels, scans = [[] for _ in models], [[] for _ in models], [], []
     rows = select_rows(manifest, SourceConfig(folder=manifest.folder, split=split))[:num_scans]
     if not len(rows):
         raise ValueError(f"{manifest.folder} has no scan of split {split!r}; prepare some, or leave the probe out.")
@@ -64,6 +66,7 @@ def encode_split(
         scan = manifest[int(row)]
         batch = cut_scans([read_scan(manifest, scan)], processor, device)
         labels.append(scan.labels)
+        scans.append(scan.scan_id)
         for model, own_features, own_embeds in zip(models, features, embeds, strict=True):
             output = (model.vision_model if isinstance(model, CTFMModel) else model)(**batch)
             crops = output.crop_embeds[0].flatten(0, 1).float()
@@ -75,10 +78,46 @@ def encode_split(
     table = np.array([[row[name] for name in findings] for row in labels])
     return [
         ProbeSet(
-            features=np.array(own), labels=table, findings=findings, image_embeds=np.array(joint) if joint else None
+            features=np.array(own),
+            labels=table,
+            findings=findings,
+            scans=tuple(scans),
+            image_embeds=np.array(joint) if joint else None,
         )
         for own, joint in zip(features, embeds, strict=True)
     ]
+
+
+@torch.no_grad()
+def encode_patches(
+    models: Sequence[CTFMModel | CTFMVisionModel],
+    processor: CTFMImageProcessor,
+    manifest: Manifest,
+    split: str,
+    num_scans: int,
+    num_patches: int = 40,
+) -> list[ProbeSet]:
+    """Patches of the first scans of a split that have label maps, `num_patches` at random of each scan's that hold
+    something. Features are the local transformer's tokens; labels say of which structures any voxel is."""
+    device = next(models[0].parameters()).device
+    towers = [model.vision_model if isinstance(model, CTFMModel) else model for model in models]
+    structures, patch_size = manifest.structures, towers[0].config.patch_size
+    features, labels, scans = [[] for _ in models], [], []
+    rows = select_rows(manifest, SourceConfig(folder=manifest.folder, split=split, with_segmentation=True))[:num_scans]
+    for row in rows:
+        scan = manifest[int(row)]
+        batch = cut_scans([read_scan(manifest, scan, with_segmentation=True)], processor, device)
+        counts = count_voxels(batch.pop("labels")[0].clamp(min=0), patch_size, tuple(structures)).flatten(0, 1)
+        held = counts.sum(1).nonzero()[:, 0]
+        order = torch.randperm(len(held), generator=torch.Generator().manual_seed(int(row)))[:num_patches]
+        chosen = held[order.to(device)]
+        labels.append((counts[chosen] > 0).float().cpu().numpy())
+        scans += [scan.scan_id] * len(chosen)
+        for tower, own in zip(towers, features, strict=True):
+            tokens = tower(**batch, output_dense_features=True).dense_features[0].flatten(0, 3)  # (g*n, e)
+            own.append(tokens[chosen].float().cpu().numpy())
+    known = {"labels": np.concatenate(labels), "findings": tuple(structures.values()), "scans": tuple(scans)}
+    return [ProbeSet(features=np.concatenate(own), **known) for own in features]
 
 
 def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
