@@ -70,3 +70,10 @@ def test_a_panel_a_phase(tmp_path: Path) -> None:
             sizes.append(image.size)
     assert sizes[1][0] == pytest.approx(2 * sizes[0][0], abs=2)
     assert sizes[1][1] == sizes[0][1]
+
+
+def test_the_readme_says_what_was_measured_before_and_after() -> None:
+    text = learning.POINTS.with_name("README.md").read_text()
+    for row in json.loads(learning.POINTS.read_text()):
+        if row["run"] == "phantoms" and row["step"] in (0, 400):
+            assert f"{row['auroc']:.3f} ({row['low']:.3f} to {row['high']:.3f})" in text

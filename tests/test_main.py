@@ -122,6 +122,16 @@ def test_embed_does_nothing_twice_and_what_changed_again(tmp_path: Path, checkpo
     assert len(list(out.glob("*.safetensors"))) == 3
 
 
+def test_embed_shows_on_a_terminal_how_far_it_is(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    arguments = ["embed", str(tmp_path / "scan.nii"), "--out", str(tmp_path / "out"), "--model", str(checkpoint)]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(arguments) == 0
+    assert "1/1" in capsys.readouterr().err
+
+
 def test_embed_resumes_after_a_run_that_was_killed_while_it_wrote(tmp_path: Path, checkpoint: Path) -> None:
     scan, out = tmp_path / "scan.nii", tmp_path / "out"
     phantom_volume().to_nifti(scan)
