@@ -25,6 +25,7 @@ from .processing_trialreport import TrialReportProcessor, section_kind
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 MAX_EVIDENCE = 6
 STATUSES = ("reported", "partly reported", "not found", "not applicable")
+UNSURE = "unsure: its probability is below one half, so look yourself"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,18 @@ class Verdict:
     elements: tuple[ElementVerdict, ...] = ()
     error_rates: ErrorRates | None = None
     note: str = ""
+
+    @property
+    def confidence(self) -> float | None:
+        """The calibrated probability of the verdict itself; None for rules."""
+        if self.probability is None or self.status in ("reported", "partly reported"):
+            return self.probability
+        return 1 - self.probability
+
+    @property
+    def is_unsure(self) -> bool:
+        """Thresholds serve precision and recall of all reports together, so a verdict may be the less probable one."""
+        return self.confidence is not None and self.confidence < 0.5
 
     @property
     def missing_elements(self) -> tuple[str, ...]:
@@ -196,12 +209,16 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
     rates = ErrorRates.of(labeller.calibration[item.rates] if item.rates else best)
     if not decided:
         conditional = item.trace is not None and not re.search(item.trace, text, re.IGNORECASE)
+        if conditional:
+            note = f"asked for only if {item.only_if}; no sign of that was found"
+        else:
+            note = UNSURE if highest > 0.5 else ""
         return Verdict(
             item=item,
             status="not applicable" if conditional else "not found",
             probability=highest,
             error_rates=rates,
-            note=f"asked for only if {item.only_if}; no sign of that was found" if conditional else "",
+            note=note,
         )
     elements = tuple(_elements(item, evidence, document, labeller.calibration))
     partly = any(not element.found for element in elements)
@@ -212,6 +229,7 @@ def _by_model(item: Item, document: Document, probabilities: torch.Tensor, label
         evidence=evidence,
         elements=elements,
         error_rates=rates,
+        note=UNSURE if highest < 0.5 else "",
     )
 
 

@@ -48,11 +48,11 @@ def error_rate(verdict: Verdict) -> str:
     if rates is None:
         return "not measured"
     if verdict.status in ("not found", "not applicable"):
-        right, said, what = rates.called_missing_rightly, rates.called_missing, "missing"
+        right, said = rates.called_missing_rightly, rates.called_missing
     else:
-        right, said, what = rates.called_reported_rightly, rates.called_reported, "there"
+        right, said = rates.called_reported_rightly, rates.called_reported
     if not said:
-        return f"never called {what} in {rates.called_reported + rates.called_missing}"
+        return f"no such verdict in {rates.called_reported + rates.called_missing} articles"
     return f"right {right} of {said} times"
 
 
@@ -74,11 +74,7 @@ def _lack(element: ElementVerdict) -> str:
 
 
 def _confidence(verdict: Verdict) -> str:
-    """The calibrated probability of the verdict itself, not of the statement."""
-    if verdict.probability is None:
-        return ""
-    stated = verdict.status in ("reported", "partly reported")
-    return f"{verdict.probability if stated else 1 - verdict.probability:.0%}"
+    return "" if verdict.confidence is None else f"{verdict.confidence:.0%}"
 
 
 def counts(report: Report) -> str:
@@ -89,7 +85,7 @@ def counts(report: Report) -> str:
 
 
 def terminal_table(report: Report, colours: bool = True, everything: bool = False) -> str:
-    """A table that fits the terminal; reported items only with `everything`."""
+    """A table that fits the terminal; items that are surely reported or not applicable only with `everything`."""
 
     def paint(text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if colours else text
@@ -97,7 +93,7 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
     width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 140))
     lines = [paint(textwrap.shorten(report.document.title, width), "1"), f"{report.checklist}: {counts(report)}", ""]
     part = ""
-    shown = [v for v in report.verdicts if everything or v.status in ("partly reported", "not found")]
+    shown = [v for v in report.verdicts if everything or v.is_unsure or v.status in ("partly reported", "not found")]
     longest = max((len(error_rate(verdict)) for verdict in shown), default=0)
     for verdict in shown:
         if verdict.item.part != part:

@@ -11,6 +11,7 @@ import pytest
 from ctfm.reporting import read_document, render
 from ctfm.reporting.check import (
     DEFAULT_CHECKPOINT,
+    UNSURE,
     ElementVerdict,
     ErrorRates,
     calibrate,
@@ -108,7 +109,7 @@ def test_error_rates_stand_beside_every_verdict_but_that_of_the_background(repor
     for verdict in report.verdicts:
         if verdict.error_rates is not None:
             assert verdict.error_rates.called_reported + verdict.error_rates.called_missing in (50, 80)
-            assert re.match(r"right \d+ of \d+ times|never called (there|missing) in \d+", render.error_rate(verdict))
+            assert re.match(r"right \d+ of \d+ times|no such verdict in \d+ articles", render.error_rate(verdict))
 
 
 def test_the_error_rate_is_that_of_the_verdict(report):
@@ -134,6 +135,17 @@ def test_beside_a_missing_element_stands_how_often_that_was_right(report):
     assert render.as_dict(changed)["items"][0]["elements"][0]["error_rates"] == asdict(rates)
     unknown = replace(lacking, error_rates=None)
     assert "block size (" not in render.markdown(replace(report, verdicts=(replace(verdict, elements=(unknown,)),)))
+
+
+def test_a_verdict_that_is_less_probable_than_its_opposite_says_so_and_is_shown(report):
+    unsure = [v for v in report.verdicts if v.is_unsure]
+    assert [v.item.number for v in unsure] == ["3b", "10"]
+    assert all(v.note == UNSURE and v.probability < 0.5 and v.status == "reported" for v in unsure)
+    assert render.terminal_table(report).count(UNSURE) == len(unsure)
+    assert not any(v.note == UNSURE for v in report.verdicts if not v.is_unsure)
+    absent = replace(unsure[0], status="not found", probability=0.7)
+    assert absent.confidence == pytest.approx(0.3)
+    assert absent.is_unsure
 
 
 def test_an_element_has_the_figures_of_its_own_row(report):
@@ -201,8 +213,12 @@ def test_the_terminal_table_fits_and_is_plain_without_colours(report):
 
 def test_the_worked_example_shows_what_the_command_says(report):
     page = (EXAMPLE.parents[3] / "docs" / "report_check.md").read_text()
-    shown = re.findall(r"^  (\w+) +[~✗] (partly reported|not found)", page, re.MULTILINE)
-    assert shown == [(v.item.number, v.status) for v in report.verdicts if v.status in ("partly reported", "not found")]
+    shown = re.findall(r"^  (\w+) +[✓~✗] (reported|partly reported|not found) .* (\d+%)", page, re.MULTILINE)
+    assert shown == [
+        (v.item.number, v.status, f"{v.confidence:.0%}")
+        for v in report.verdicts
+        if v.is_unsure or v.status in ("partly reported", "not found")
+    ]
     assert render.counts(report) in page
 
 
