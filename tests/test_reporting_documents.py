@@ -345,6 +345,20 @@ def test_a_zip_bomb_is_refused_before_it_is_expanded(tmp_path):
         read_document(path)
 
 
+def test_a_pdf_bomb_is_refused_before_it_is_expanded(tmp_path):
+    pypdf = pytest.importorskip("pypdf")
+    from pypdf.generic import DecodedStreamObject, NameObject
+
+    writer = pypdf.PdfWriter()
+    page, stream = writer.add_blank_page(595, 842), DecodedStreamObject()
+    stream.set_data(b"BT (the participants of the trial) Tj ET " * 2_000_000)
+    page[NameObject("/Contents")] = writer._add_object(stream.flate_encode())
+    writer.write(tmp_path / "bomb.pdf")
+    assert (tmp_path / "bomb.pdf").stat().st_size < 1_000_000
+    with pytest.raises(DocumentError, match=r"bomb\.pdf "):
+        read_document(tmp_path / "bomb.pdf")
+
+
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path):
     path = tmp_path / "large.txt"
     with path.open("wb") as file:
