@@ -34,6 +34,8 @@ def run_space() -> Iterator[str]:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60):
                 break
             time.sleep(0.2)
+        else:
+            raise SystemExit("The Space did not start.")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

@@ -149,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
             theme=gr.themes.Default(
                 primary_hue="sky", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
+            _frontend=False,  # else Gradio asks for its own page, and gives up where a busy machine takes more than 3 s
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
