@@ -8,11 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from analysis import compare
+from analysis import Change, compare
 from api import errors_told, paths_of
-from exports import write_view
+from exports import write_overlay, write_view
 from service import Service
-from texts import say
+from texts import name_finding, say
+from uploads import Scan
 from views import changes_table, viewer_state
 
 SHOW_BOTH = """async (prior, current) => {
@@ -43,17 +44,34 @@ def add_compare_tab(
     changes = gr.HTML(elem_id="changes", apply_default_css=False)
 
     def compare_paths(first: list[str], second: list[str], tongue: str, progress: gr.Progress, keep: bool) -> tuple:
-        shown, analyses = [], []
+        scans, analyses = [], []
         for part, paths in enumerate((first, second)):
             scan, analysis = service.open(
                 paths,
                 report=lambda share, stage, part=part: progress((part + share) / 2, desc=say(tongue, stage)),
                 keep=keep,
             )
-            shown.append(viewer_state(tongue, write_view(scan, service.work)))
+            scans.append(scan)
             analyses.append(analysis)
+        found = compare(analyses[0].findings, analyses[1].findings)
+        shown = [write_view(scan, service.work) for scan in scans]
         cosine = float(analyses[0].embedding @ analyses[1].embedding)
-        return *shown, changes_table(tongue, compare(analyses[0].findings, analyses[1].findings), cosine)
+        return *point_at(tongue, found[0], shown, scans), changes_table(tongue, found, cosine)
+
+    def point_at(tongue: str, change: Change, shown: list[dict], scans: list[Scan]) -> list[dict]:
+        """Both viewers at the largest change, and its map over the scan that shows more of the finding."""
+        if change.kind in ("same", "unclear"):
+            return [viewer_state(tongue, view) for view in shown]
+        place = max(change.prior, change.current, key=lambda finding: finding.order).place
+        which = int(change.current.order > change.prior.order)
+        scan, name = scans[which], name_finding(tongue, change.label)
+        overlays: list[dict | None] = [None, None]
+        overlays[which] = write_overlay(
+            scan, scan.analysis.maps[change.label], scan.analysis, service.weights, service.work
+        )
+        return [
+            viewer_state(tongue, view, overlay, name, place.mm) for view, overlay in zip(shown, overlays, strict=True)
+        ]
 
     def compare_uploads(first, second, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
         with errors_told(tongue):

@@ -103,7 +103,7 @@ def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
         with gr.Column(scale=5, min_width=320):
             gr.HTML('<div id="viewer" class="ctfm-viewer"></div>', js_on_load=None, apply_default_css=False)
     with gr.Row(elem_classes="answers"):
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(scale=7, min_width=320):
             findings = gr.HTML(js_on_load=CHOOSE, elem_id="findings", apply_default_css=False)
             with gr.Row(equal_height=True, elem_classes="ask"):
                 question = gr.Textbox(

@@ -57,9 +57,9 @@ def viewer_state(
     state["scan"] = url_of(view["scan"])
     if max(view["reduced"]) > 1:
         state["reduced"] = say(language, "viewer_reduced", " × ".join(map(str, view["reduced"])))
+    state["mm"] = None if mm is None else list(mm)
     if overlay is not None:
         state["map"] = {"url": url_of(overlay["map"]), "low": overlay["low"], "high": overlay["high"], "name": name}
-        state["mm"] = list(mm or ())
     return state
 
 
@@ -163,13 +163,14 @@ def finding_row(
     cells = [f"<td class=number>{bar}</td>"]
     if calibrated:
         low, high = finding.interval or (None, None)
-        cells.append(f"<td class=number>{'' if low is None else f'{show_share(low)} – {show_share(high)}'}</td>")
+        cells.append(f'<td class=number data-label="{say(language, "interval")}">{show_interval(low, high)}</td>')
     verdict = finding.verdict or "not_calibrated"
     cells.append(f'<td><span class="verdict {verdict.replace(" ", "-")}">{say(language, verdict)}</span></td>')
-    cells.append(f"<td>{describe_place(language, finding.place)}</td>")
+    cells.append(f"<td class=place>{describe_place(language, finding.place)}</td>")
     if measured:
         auroc = weights.metrics.get(f"zero_shot/{finding.label}/auroc")
-        cells.append(f"<td class=number>{'' if auroc is None else show_metric(auroc)}</td>")
+        shown = "" if auroc is None else show_metric(auroc)
+        cells.append(f'<td class=number data-label="{say(language, "measured")}">{shown}</td>')
     return (
         f'<tr{" class=chosen" if is_chosen else ""}><th scope=row><button type=button data-finding="{escape(finding.label)}" '
         f'aria-pressed="{str(is_chosen).lower()}" aria-label="{say(language, "show_map")} {escape(name)}">{escape(name)}'
@@ -182,6 +183,11 @@ def show_share(value: float | None) -> str:
     if value is None:
         return ""
     return "&lt; 1 %" if value < 0.01 else "&gt; 99 %" if value > 0.99 else f"{100 * value:.0f} %"
+
+
+def show_interval(low: float | None, high: float | None) -> str:
+    ends = dict.fromkeys((show_share(low), show_share(high)))
+    return " – ".join(ends)
 
 
 def show_metric(metric: dict[str, Any]) -> str:
@@ -233,4 +239,4 @@ def graded(language: str, finding: Finding) -> str:
     interval = finding.interval
     if interval is None:
         return f"{finding.order:.2f} <small>({say(language, 'not_calibrated')})</small>"
-    return f"{show_share(finding.order)} <small>({show_share(interval[0])} – {show_share(interval[1])})</small>"
+    return f"{show_share(finding.order)} <small>({show_interval(*interval)})</small>"

@@ -32,7 +32,7 @@ from tests.phantoms import phantom_volume
 from tests.space_process import CALIBRATION, save_stand_in
 from texts import FINDINGS_NL, TEXTS
 from uploads import Scan, UploadError
-from views import findings_table, notice, readout
+from views import findings_table, notice, readout, show_interval
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -260,6 +260,13 @@ def test_without_a_calibration_a_score_is_no_probability(weights: Weights) -> No
     assert "0.75" in table
     assert "75 %" not in table
     assert "95 % interval" not in table
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"), [(0.2, 0.4, "20 % – 40 %"), (0.001, 0.002, "&lt; 1 %"), (0.97, 0.999, "97 % – &gt; 99 %")]
+)
+def test_an_interval_is_told_once_where_both_ends_read_alike(low: float, high: float, shown: str) -> None:
+    assert show_interval(low, high) == shown
 
 
 def test_both_languages_say_everything() -> None:

@@ -26,6 +26,7 @@
     async load(url, [low, high]) {
       await this.ready;
       await this.nv.loadVolumes([{ url, name: "scan.nii.gz", colormap: "gray", cal_min: low, cal_max: high }]);
+      this.nv.createOnLocationChange(); // where the crosshair is, before anybody moved it
     }
 
     async overlay(map, opacity) {

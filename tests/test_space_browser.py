@@ -1,0 +1,335 @@
+"""The page in headless Chromium: what a visitor does, at a desk with NiiVue and on a phone with the plain viewer."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.space_process import HOSTILE, SECRET, Space, letter, run_space, write_large_scan, write_study
+from texts import TEXTS
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)"),
+]
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PATIENCE_MS = 300_000  # a busy machine is no failure
+
+
+@dataclass(kw_only=True)
+class Visit:
+    """An open page, whether its viewer is the plain one, and what went wrong: requests to other hosts, errors of scripts."""
+
+    page: Any
+    is_plain: bool
+    strangers: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    with run_space(tmp_path_factory.mktemp("space")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE_MS)
+        yield browser
+        browser.close()
+
+
+def visit(browser: Any, space: Space, size: tuple[int, int], is_plain: bool) -> Visit:
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale="en-GB")
+    context.set_default_timeout(PATIENCE_MS)
+    visited = Visit(page=context.new_page(), is_plain=is_plain)
+    visited.page.on("request", lambda request: note(visited.strangers, request.url, space.url))
+    visited.page.on("pageerror", lambda error: visited.errors.append(str(error)))
+    if is_plain:
+        visited.page.route("**/niivue.umd.js", lambda route: route.abort())
+    visited.page.goto(space.url, timeout=PATIENCE_MS)
+    visited.page.wait_for_function("(document.querySelector('#viewer .help') || {}).textContent")
+    assert (TEXTS["viewer_plain"][0] in visited.page.inner_text("#viewer .help")) == is_plain
+    return visited
+
+
+def note(strangers: list[str], url: str, home: str) -> None:
+    if not url.startswith((home, "data:", "blob:")):
+        strangers.append(url)
+
+
+@pytest.fixture(scope="module", params=["desk", "phone"])
+def looked(request: pytest.FixtureRequest, browser: Any, space: Space, study: Path) -> Iterator[Visit]:
+    """A page on which a scan was uploaded and analysed."""
+    if request.param == "desk":
+        if not (space.checkpoint.parent / "space" / "static" / "niivue.umd.js").is_file():
+            pytest.skip("NiiVue is not here: `make space` brings it")
+        visited = visit(browser, space, (1280, 900), is_plain=False)
+    else:
+        visited = visit(browser, space, (390, 844), is_plain=True)
+    upload(visited.page, study)
+    visited.page.wait_for_selector("#viewer[data-mm]")
+    visited.page.click("#analyse")
+    wait_for_map(visited.page, "Pleural effusion")
+    yield visited
+    assert visited.strangers == []
+    assert visited.errors == []
+    visited.page.context.close()
+
+
+@pytest.fixture(scope="module")
+def fresh(browser: Any, space: Space) -> Iterator[Visit]:
+    visited = visit(browser, space, (1280, 900), is_plain=True)
+    yield visited
+    assert visited.strangers == []
+    assert visited.errors == []
+    visited.page.context.close()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("study") / f"{SECRET}.zip")
+
+
+def upload(page: Any, *paths: Path) -> None:
+    page.set_input_files("#files input[type=file]", [str(path) for path in paths])
+    page.wait_for_selector("#readout table")
+
+
+def wait_for_map(page: Any, name: str) -> None:
+    page.wait_for_function(
+        "name => (JSON.parse(document.querySelector('#viewer').dataset.shown || '{}').map) === name", arg=name
+    )
+
+
+def picture(page: Any) -> np.ndarray:
+    """`(height, width, 3)` of the viewer as it is on the screen."""
+    canvas = page.locator("#viewer canvas")
+    canvas.scroll_into_view_if_needed()
+    return np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
+
+
+def changed(before: np.ndarray, after: np.ndarray) -> float:
+    """Share of pixels that are not the same."""
+    return float((np.abs(before - after).max(-1) > 8).mean())
+
+
+def crosshair(page: Any) -> list[float]:
+    """Where it is, RAS+ mm."""
+    return [float(value) for value in page.get_attribute("#viewer", "data-mm").split()]
+
+
+def set_opacity(page: Any, percent: int) -> None:
+    page.locator("#viewer .opacity input").fill(str(percent))
+
+
+# ---- a scan that was analysed ----
+
+
+def test_an_upload_becomes_a_readout_and_a_sorted_table_of_findings(looked: Visit) -> None:
+    page = looked.page
+    assert "20 × 48 × 40" in page.inner_text("#readout")
+    rows = page.locator("#findings tbody tr").all_inner_texts()
+    assert len(rows) == 3
+    shares = [int(re.search(r"(\d+) %", row)[1]) for row in rows]  # type: ignore[index]
+    assert shares == sorted(shares, reverse=True)
+    assert {name for name in ("present", "absent", "not sure") if any(name in row for row in rows)} == {
+        "present", "absent", "not sure",
+    }  # fmt: skip
+    assert SECRET not in page.content()
+
+
+def test_a_finding_that_is_clicked_shows_its_map_and_moves_the_crosshair_to_its_strongest_place(looked: Visit) -> None:
+    page = looked.page
+    page.click("button[data-finding='Lung nodule']")
+    wait_for_map(page, "Lung nodule")
+    row = page.locator("#findings tr", has=page.locator("button[data-finding='Lung nodule']"))
+    assert row.get_attribute("class") == "chosen"
+    told = [float(v) for v in re.search(r"; (\S+), (\S+), (\S+) mm", row.inner_text()).groups()]  # type: ignore[union-attr]
+    assert np.abs(np.subtract(told, crosshair(page))).max() < 2.0  # half a slice of 3 mm, and the table is rounded
+    set_opacity(page, 0)
+    plain = picture(page)
+    set_opacity(page, 100)
+    assert changed(plain, picture(page)) > 0.005
+    set_opacity(page, 55)
+
+
+@pytest.mark.parametrize(("kind", "first"), [("window", "mediastinum"), ("layout", "planes")])
+def test_every_window_and_every_layout_is_another_picture(looked: Visit, kind: str, first: str) -> None:
+    page = looked.page
+    buttons = page.locator(f"#viewer [data-group={kind}] button")
+    names = [name for name in buttons.evaluate_all("all => all.map((one) => one.dataset.name)") if name != first]
+    assert len(names) == 4
+    if looked.is_plain and kind == "layout":
+        names.remove("render")  # the plain viewer has none
+    last = picture(page)
+    for name in [*names, first]:
+        button = page.locator(f"#viewer button[data-name={name}]")
+        button.click()
+        assert button.get_attribute("aria-pressed") == "true"
+        shown = picture(page)
+        assert changed(last, shown) > 0.02, name
+        last = shown
+
+
+def test_the_keyboard_moves_the_crosshair(looked: Visit) -> None:
+    page = looked.page
+    page.focus("#viewer canvas")
+    before = [float(v) for v in page.get_attribute("#viewer", "data-mm").split()]
+    page.keyboard.press("PageUp" if before[2] < 0 else "PageDown")
+    page.wait_for_function(
+        "was => document.querySelector('#viewer').dataset.mm !== was", arg=" ".join(f"{v:.1f}" for v in before)
+    )
+    after = [float(v) for v in page.get_attribute("#viewer", "data-mm").split()]
+    assert abs(after[2] - before[2]) == pytest.approx(3.0, abs=0.11)
+    assert after[:2] == before[:2]
+
+
+def test_a_question_is_answered_with_its_similarity_and_map(looked: Visit) -> None:
+    page = looked.page
+    page.fill("#question textarea, #question input", "Fluid around the right lung")
+    page.keyboard.press("Enter")
+    wait_for_map(page, "Fluid around the right lung")
+    assert re.search(r"Fluid around the right lung: .*[+-]0\.\d{3}", page.inner_text("#answer"))
+
+
+def test_similar_scans_show_their_pictures_and_the_features_are_drawn(looked: Visit) -> None:
+    page = looked.page
+    pictures = page.locator("#similar img")
+    assert pictures.count() == 3
+    pictures.first.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#similar img').naturalWidth > 0")
+    page.click("#draw")
+    page.wait_for_function("(document.querySelector('#components img') || {}).naturalWidth > 0")
+
+
+def test_findings_are_downloaded_without_a_name(looked: Visit) -> None:
+    with looked.page.expect_download() as started:
+        looked.page.click("#download_json")
+    text = Path(started.value.path()).read_text()
+    assert len(json.loads(text)["findings"]) == 3
+    assert SECRET not in text
+    assert SECRET not in started.value.suggested_filename
+
+
+OVERFLOWING = """() => {
+  const width = document.documentElement.clientWidth;
+  const clips = (e) => e && (getComputedStyle(e).overflowX !== 'visible' || clips(e.parentElement));
+  return [...document.querySelectorAll('body *')].filter((e) => {
+    const box = e.getBoundingClientRect();
+    return box.width && box.height && (box.right > width + 1 || box.left < -1) && !clips(e.parentElement);
+  }).map((e) => `${e.tagName}.${e.className}#${e.id}`).concat(
+    document.documentElement.scrollWidth > width ? ['the page scrolls sideways'] : []);
+}"""
+
+
+def test_nothing_is_wider_than_the_screen(looked: Visit) -> None:
+    page = looked.page
+    for tab in page.get_by_role("tab").all():
+        if tab.is_visible():
+            tab.click()
+            assert page.evaluate(OVERFLOWING) == [], tab.inner_text()
+    page.get_by_role("tab", name=TEXTS["tab_scan"][0]).click()
+
+
+NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, canvas, img, select')].filter((e) =>
+    e.offsetParent && e.type !== 'file' && !(e.innerText || '').trim() && !e.ariaLabel && !e.title && !e.alt
+    && !e.closest('label') && !document.querySelector(`label[for="${e.id}"]`)
+  ).map((e) => e.outerHTML.slice(0, 120))"""
+
+
+def test_everything_that_is_used_has_a_name_for_a_screen_reader(looked: Visit) -> None:
+    assert looked.page.evaluate(NAMELESS) == []
+
+
+# ---- a page that was just opened ----
+
+
+def test_bad_input_is_told_and_the_next_upload_works(fresh: Visit, study: Path, tmp_path: Path) -> None:
+    page = fresh.page
+    page.set_input_files("#files input[type=file]", str(letter(tmp_path, SECRET)))
+    toast = page.locator(".toast-body")
+    toast.wait_for()
+    assert TEXTS[HOSTILE[letter][0]][0] in toast.inner_text()
+    assert SECRET not in toast.inner_text()
+    upload(page, study)
+    assert "20 × 48 × 40" in page.inner_text("#readout")
+
+
+def test_several_series_are_a_list_to_choose_from(fresh: Visit, tmp_path: Path) -> None:
+    page = fresh.page
+    page.set_input_files("#files input[type=file]", str(write_study(tmp_path / f"{SECRET}.zip", seeds=(0, 1))))
+    page.wait_for_selector("#readout .choose")
+    assert page.is_disabled("#analyse")
+    page.click("#series input")
+    choices = page.get_by_role("option").all_inner_texts()
+    assert len(choices) == 2
+    assert all(SECRET not in choice for choice in choices)
+    page.get_by_role("option").filter(has_text="21").click()
+    page.wait_for_selector("#readout table")
+    assert "21 × 48 × 40" in page.inner_text("#readout")
+
+
+def test_a_folder_that_is_dropped_is_read(fresh: Visit, tmp_path: Path) -> None:
+    write_study(tmp_path / "study.zip", seeds=(2,))
+    fresh.page.set_input_files("#folder input[type=file]", str(tmp_path / "study-2"))
+    fresh.page.wait_for_selector("#readout table:has-text('22 × 48 × 40')")
+
+
+def test_the_page_is_usable_while_it_computes(fresh: Visit, tmp_path: Path) -> None:
+    page = fresh.page
+    page.set_input_files("#files input[type=file]", str(write_large_scan(tmp_path / "large.nii.gz")))
+    page.wait_for_selector("#readout table:has-text('480')")
+    page.click("#analyse")
+    page.get_by_role("tab", name=TEXTS["tab_about"][0]).click()
+    page.get_by_text("gradio_client").first.wait_for()
+    assert page.locator("#findings table").count() == 0
+    page.get_by_role("tab", name=TEXTS["tab_scan"][0]).click()
+    page.wait_for_selector("#findings table")
+
+
+def test_two_examples_are_compared(fresh: Visit) -> None:
+    page = fresh.page
+    page.get_by_role("tab", name=TEXTS["tab_compare"][0]).click()
+    page.click("#example-pair")
+    page.wait_for_selector("#changes table")
+    assert page.locator("#changes tbody tr").count() == 3
+    for viewer in ("#viewer-prior", "#viewer-current"):
+        page.wait_for_selector(f"{viewer}[data-shown*='scan.nii.gz']")
+    kind = page.locator("#changes tbody tr").first.get_attribute("class")
+    shown = [json.loads(page.get_attribute(viewer, "data-shown")) for viewer in ("#viewer-prior", "#viewer-current")]
+    assert sum(state["map"] is not None for state in shown) == (kind not in ("same", "unclear"))
+    page.focus("#viewer-prior canvas")
+    page.keyboard.press("PageUp")
+    page.wait_for_function(
+        "document.querySelector('#viewer-prior').dataset.mm === document.querySelector('#viewer-current').dataset.mm"
+    )
+    before = page.get_attribute("#viewer-current", "data-mm")
+    page.keyboard.press("PageUp")
+    page.wait_for_function("was => document.querySelector('#viewer-current').dataset.mm !== was", arg=before)
+    assert page.get_attribute("#viewer-current", "data-mm") == page.get_attribute("#viewer-prior", "data-mm")
+    page.get_by_role("tab", name=TEXTS["tab_scan"][0]).click()
+
+
+def test_a_dutch_browser_gets_a_dutch_page(fresh: Visit) -> None:
+    page = fresh.page
+    page.get_by_label("Nederlands").click()
+    page.get_by_text(TEXTS["notice"][1]).wait_for()
+    assert page.get_by_role("tab", name=TEXTS["tab_report"][1]).is_visible()
+    assert TEXTS["findings"][1] in page.inner_text("#findings")
+    page.wait_for_function("document.documentElement.lang === 'nl'")
