@@ -211,7 +211,7 @@ def phantoms() -> Recipe:
 
 
 def embedded() -> Recipe:
-    """The checkpoint in checkpoints/default, in two hours on two CPU cores: label maps of phantoms teach the local
+    """The checkpoint in checkpoints/default, in an hour and a quarter on two CPU cores: label maps of phantoms teach the local
     transformer, reports and prompts about labelled findings the rest. Self-supervision needs far more crops than that time
     allows.
 
