@@ -443,7 +443,8 @@ def test_a_scan_encoder_without_global_transformer_is_aligned_too() -> None:
     batch = tiny_pairs()
     assert isinstance(model.model, CTFMModel)
     expected = model.model.vision_model(batch.pixel_values, batch.crop_grid, batch.crop_mask).pooler_output
-    torch.testing.assert_close(model.encode_scans(batch), expected)
+    expected = torch.nn.functional.normalize(model.model.visual_projection(expected), dim=-1)
+    torch.testing.assert_close(model.encode_scans(batch, None), expected)
 
 
 def test_kept_crops_keep_their_place_and_spare_the_encoder_the_others() -> None:
@@ -452,15 +453,15 @@ def test_kept_crops_keep_their_place_and_spare_the_encoder_the_others() -> None:
     model.model.vision_model.local_model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     everything = torch.arange(8).expand(4, 8)
     with torch.no_grad():
-        whole = model.encode_scans(batch)
-        kept_all = model.encode_scans(alignment.AlignmentBatch(**vars(batch) | {"kept_crops": everything}))
+        whole = model.encode_scans(batch, None)
+        kept_all = model.encode_scans(batch, everything)
         torch.testing.assert_close(whole, kept_all)
         # Leaving crops out equals marking them as padding: their places do not shift.
         kept = torch.tensor([[0, 2, 5, 7]] * 3 + [[0, 1, 2, 3]])
         mask = torch.zeros(4, 8, dtype=torch.bool).scatter(1, kept, True)
-        masked = model.encode_scans(alignment.AlignmentBatch(**vars(batch) | {"crop_mask": mask}))
+        masked = model.encode_scans(replace(batch, crop_mask=mask), None)
         seen.clear()
-        few = model.encode_scans(alignment.AlignmentBatch(**vars(batch) | {"kept_crops": kept}))
+        few = model.encode_scans(batch, kept)
     torch.testing.assert_close(few, masked)
     assert sum(seen) == 16
 

@@ -219,11 +219,11 @@ def test_while_it_computes_the_page_answers_and_the_queue_is_bounded(
     long = client.submit(files_of(write_large_scan(tmp_path / "large.nii.gz")), api_name="/find")
     while client_is_uploading(long):
         pass
+    assert httpx.get(space.url, timeout=600).status_code == 200
+    assert not long.done()
     with ThreadPoolExecutor(8) as pool:
         codes = list(pool.map(lambda _: post(space, "find", [], -1).status_code, range(QUEUE_SIZE + 16)))
     assert codes.count(503) >= 8
-    assert httpx.get(space.url, timeout=600).status_code == 200
-    assert not long.done()
     assert long.result(timeout=600)["findings"]
     assert client.predict(files_of(study), api_name="/find")["findings"]
 
