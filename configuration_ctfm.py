@@ -131,6 +131,11 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"windows {self.windows} must be pairs (low, high) with low < high, or None.")
 
     @property
+    def embedded_channels(self) -> int:
+        """Channels that the patch embedding sees: each of the voxels' through each of the windows."""
+        return self.num_channels * len(self.windows or [None])
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens in front of the patch tokens: the class token and the registers."""
         return 1 + self.num_register_tokens

@@ -269,8 +269,7 @@ class CTFMPatchEmbeddings(nn.Module):
     def __init__(self, config: CTFMVisionConfig):
         super().__init__()
         self.patch_size, self.windows = tuple(config.patch_size), config.windows or []
-        channels = config.num_channels * max(1, len(self.windows))
-        self.projection = nn.Linear(channels * math.prod(self.patch_size), config.hidden_size)
+        self.projection = nn.Linear(config.embedded_channels * math.prod(self.patch_size), config.hidden_size)
         self.prefix_tokens = nn.Parameter(torch.zeros(1, config.num_prefix_tokens, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 

@@ -260,8 +260,15 @@ def build_alignment(
     )
     objective = AlignmentObjective(model, phase.objective, processes).to(device)
     if phase.descriptors_are_cached:
-        vision, image_processor = model.vision_model, processor.image_processor
-        encode_sources(schedule, vision, image_processor, cache, processes, phase.varied, phase.part_crops > 0)
+        encode_sources(
+            schedule,
+            model.vision_model,
+            processor.image_processor,
+            cache,
+            processes,
+            varied=phase.varied,
+            with_structures=phase.part_crops > 0,
+        )
         processes.add(torch.zeros(1, device=device))  # until all shards are there
     dataset = DescriptorDataset(schedule, cache)
     prompts = find_prompts(phase.prompts) if phase.prompts else None

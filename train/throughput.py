@@ -37,8 +37,7 @@ def num_tokens(config: CTFMVisionConfig, size: Sequence[int]) -> int:
 def crop_flops(config: CTFMVisionConfig, size: Sequence[int], backward: bool = False) -> float:
     """Forward of the local transformer over one crop or view; with `backward` both, in which voxels get no gradient."""
     num_patches = num_tokens(config, size) - 1 - config.num_register_tokens
-    channels = config.num_channels * max(1, len(config.windows or []))
-    embedding = 2 * num_patches * math.prod(config.patch_size) * channels * config.hidden_size
+    embedding = 2 * num_patches * math.prod(config.patch_size) * config.embedded_channels * config.hidden_size
     layers = layer_flops(config, num_tokens(config, size))
     return 2 * embedding + 3 * layers if backward else embedding + layers
 
