@@ -134,7 +134,7 @@ def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
     draw = gr.Button(say("en", "draw_components"), size="sm", elem_id="draw")
     components = gr.Image(
         show_label=False, interactive=False, elem_id="components", format="png", buttons=["download", "fullscreen"],
-        visible=False,
+        alt_text=say("en", "components_help"), visible=False,
     )  # fmt: skip
     words = [
         (files, "label", "files"),
@@ -154,6 +154,7 @@ def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
         (map_file, "label", "download_map"),
         (components_title, "title", "components"),
         (components_help, "value", "components_help"),
+        (components, "alt_text", "components_help"),
         (draw, "value", "draw_components"),
     ]
     return ScanTab(
@@ -372,9 +373,12 @@ def connect_scan_tab(tab: ScanTab, service: Service, language: gr.Radio, compute
         )  # fmt: skip
 
     for box in (tab.files, tab.folder):
-        then_view(box.upload(
+        opening = box.upload(
             open_files, [box, tab.session, language], [box, *opened], show_progress_on=tab.readout, **read, **private
-        ))  # fmt: skip
+        )
+        # What was refused leaves the box, too: it would be sent again beside the next upload.
+        opening.failure(lambda: None, None, box, show_progress="hidden", **private)
+        then_view(opening)
     for button, path in tab.examples:
 
         def open_example(session, tongue, progress=gr.Progress(), path=path):  # noqa: B008

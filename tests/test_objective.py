@@ -6,7 +6,7 @@ import pytest
 import torch
 from ctfm import CTFMModel
 from jaxtyping import install_import_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 with install_import_hook(["ctfm.train.objective", "ctfm.train.alignment"], "beartype.beartype"):
     from ctfm.train import alignment, objective
@@ -477,6 +477,24 @@ def test_a_frozen_text_tower_trains_its_projection_alone() -> None:
     model(tiny_pairs())[0].backward()
     assert not any(name.startswith("text_model") for name in gradients(model.model))
     assert any(name.startswith("text_projection") for name in gradients(model.model))
+
+
+def test_a_frozen_text_tower_reads_every_text_once_whatever_the_padding() -> None:
+    model = tiny_alignment(text_is_frozen=True)
+    batch = tiny_pairs()
+    expected = nn.functional.normalize(
+        model.model.get_text_features(batch.input_ids, batch.attention_mask).pooler_output, dim=-1
+    )
+    torch.testing.assert_close(model.encode_texts(batch.input_ids, batch.attention_mask), expected)
+    reads: list[int] = []
+    model.model.text_model.register_forward_hook(lambda _, __, output: reads.append(len(output.last_hidden_state)))
+    wider = [nn.functional.pad(tensor.flip(0), (0, 3)) for tensor in (batch.input_ids, batch.attention_mask)]
+    torch.testing.assert_close(model.encode_texts(*wider), expected.flip(0))
+    assert reads == []
+    changed = batch.input_ids.clone()
+    changed[0, 0] = 5 if int(changed[0, 0]) != 5 else 6
+    model.encode_texts(changed, batch.attention_mask)
+    assert reads == [1]
 
 
 def with_prompts(batch: alignment.AlignmentBatch, labels: Tensor) -> alignment.AlignmentBatch:

@@ -249,7 +249,7 @@ def test_nothing_is_wider_than_the_screen(looked: Visit) -> None:
 
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, canvas, img, select')].filter((e) =>
     e.offsetParent && e.type !== 'file' && !(e.innerText || '').trim() && !e.ariaLabel && !e.title && !e.alt
-    && !e.closest('label') && !document.querySelector(`label[for="${e.id}"]`)
+    && !e.querySelector('img[alt]:not([alt=""])') && !e.closest('label') && !document.querySelector(`label[for="${e.id}"]`)
   ).map((e) => e.outerHTML.slice(0, 120))"""
 
 

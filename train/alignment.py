@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..modeling_ctfm import CTFMModel
+from ..modeling_ctfm import CTFMModel, pool_text
 from .processes import ALONE, Processes
 
 Metrics = dict[str, Tensor]
@@ -138,6 +138,7 @@ class AlignmentObjective(nn.Module):
         local = model.vision_model.local_model
         local.requires_grad_(not config.local_is_frozen)
         local.embeddings.mask_token.requires_grad_(False)
+        self.texts_read: dict[bytes, Tensor] = {}
         if config.text_is_frozen:
             model.text_model.requires_grad_(False)
 
@@ -176,9 +177,27 @@ class AlignmentObjective(nn.Module):
     def encode_texts(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Float[Tensor, "texts e"]:
         """Embeddings of length 1."""
         assert input_ids is not None
-        text = self.model.get_text_features(input_ids, attention_mask)
-        assert text.pooler_output is not None
-        return nn.functional.normalize(text.pooler_output, dim=-1)
+        assert attention_mask is not None
+        model = self.model
+        if self.config.text_is_frozen:
+            embeds = model.text_projection(self.read_texts(input_ids, attention_mask))
+        else:
+            embeds = model.get_text_features(input_ids, attention_mask).pooler_output
+        assert embeds is not None
+        return nn.functional.normalize(embeds, dim=-1)
+
+    @torch.no_grad()
+    def read_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "texts w"]:
+        """What the frozen text tower makes of each text, which it reads once: prompts and short excerpts come again and again,
+        and a CPU spends more time on them than on scans."""
+        keys = [row[mask].cpu().numpy().tobytes() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
+        new = [row for row, key in enumerate(keys) if key not in self.texts_read]
+        if new:
+            ids, mask = input_ids[new], attention_mask[new]
+            states = self.model.text_model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            pooled = pool_text(states, mask, self.model.config.text_pooling)
+            self.texts_read |= {keys[row]: found for row, found in zip(new, pooled, strict=True)}
+        return torch.stack([self.texts_read[key] for key in keys])
 
     def encode_scans(self, batch: AlignmentBatch, kept: Int[Tensor, "b kept"] | None) -> Float[Tensor, "b e"]:
         """Embeddings of length 1, from the crops that are kept."""
