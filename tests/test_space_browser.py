@@ -267,6 +267,7 @@ def test_bad_input_is_told_and_the_next_upload_works(fresh: Visit, study: Path, 
     toast.wait_for()
     assert TEXTS[HOSTILE[letter][0]][0] in toast.inner_text()
     assert SECRET not in toast.inner_text()
+    page.locator("#files").get_by_text(SECRET).wait_for(state="detached")  # or it would be sent again beside the next
     upload(page, study)
     assert "20 × 48 × 40" in page.inner_text("#readout")
 
