@@ -241,12 +241,11 @@ def embedded() -> Recipe:
             "segmentation": segmentation,
             "alignment": replace(
                 _alignment(steps=1500, batch=64),
-                kept_crops=0.6,
-                optimizer=_constant_decay(1e-3, 1500, weight_decay=0.1),
+                optimizer=_constant_decay(1e-3, 1500),
                 objective=AlignmentConfig(text_is_frozen=True),
                 varied=ViewConfig(noise_probability=0.7, **noisy),
                 prompts="phantoms/ensemble",
-                part_crops=16,
+                part_crops=6,
                 reports=ReportConfig(excerpt_probability=1.0, longest_excerpt=2, max_tokens=40),
             ),
         },
@@ -254,7 +253,6 @@ def embedded() -> Recipe:
     recipe.model["vision_config"] |= {"patch_size": (4, 6, 6), "windows": WINDOWS}
     # Of the projections, about one over the square root of their widths; and a scale at which prompts can be answered with
     # certainty. From 0.02 and SigLIP's 10 the same phase tells findings apart three times as slowly (measured).
-    recipe.model["vision_config"]["global_config"]["drop_path_rate"] = 0.2  # 2,200 scans are soon known by heart
     recipe.model.update(initializer_range=0.05, logit_scale_init_value=math.log(30))
     return replace(
         recipe,
@@ -387,12 +385,9 @@ def _alignment_of_all(*, steps: int, batch: int) -> AlignmentPhase:
     )
 
 
-def _constant_decay(learning_rate: float, steps: int, weight_decay: float = 0.01) -> OptimizerConfig:
+def _constant_decay(learning_rate: float, steps: int) -> OptimizerConfig:
     return OptimizerConfig(
-        learning_rate=learning_rate,
-        warmup_steps=steps // 10,
-        weight_decay=weight_decay,
-        last_weight_decay=weight_decay,
+        learning_rate=learning_rate, warmup_steps=steps // 10, weight_decay=0.01, last_weight_decay=0.01
     )
 
 
