@@ -91,14 +91,11 @@ checkpoint: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.pretrain embedded \
 		--out runs/embedded --data runs/train_prepared --num-workers 1 --recipe.text-start $(TEXT_TOWER)
 	$(BIN)/python -m ctfm.train.record runs/embedded $(CHECKPOINT)
-	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.finetune findings \
-		--recipe.start $(CHECKPOINT) --recipe.from-scratch --recipe.steps 360 --recipe.global-batch 4 --recipe.micro-batch 4 \
-		--recipe.optimizer.learning-rate 5e-4 --recipe.optimizer.warmup-steps 36 --probe-every 0 \
-		--out runs/supervised --data runs/train_prepared
+	$(BIN)/python -m ctfm.train.checkpoint runs/embedded/checkpoints/segmentation-0003000 runs/without_alignment
 	$(BIN)/python -m ctfm.train.pretrain phantoms --out runs/phantoms --data runs/train_prepared
 	$(BIN)/python -m ctfm.train.checkpoint runs/phantoms/checkpoints/self_supervision-0000400 runs/self_supervision
-	$(MAKE) --no-print-directory evaluate CALIBRATE=--calibrate BASELINES="--baseline self_supervision=runs/self_supervision \
-		--baseline supervised=runs/supervised/exported"
+	$(MAKE) --no-print-directory evaluate CALIBRATE=--calibrate BASELINES="--baseline without_alignment=runs/without_alignment \
+		--baseline self_supervision=runs/self_supervision"
 	cp runs/evaluated/metrics.json $(CHECKPOINT)
 	$(BIN)/python -m ctfm.train.card
 
