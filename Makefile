@@ -52,7 +52,8 @@ space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors train/gallery.py | s
 	$(BIN)/python -m ctfm.train.gallery --checkpoint $(CHECKPOINT)
 
 test: setup
-	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+	$(BIN)/python space/fetch_viewer.py
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu"
 
 lint: setup
 	$(BIN)/ruff check .
