@@ -7,7 +7,7 @@ CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space pictures shown test lint train-demo checkpoint evaluate clean
+.PHONY: help setup demo space pictures shown viewer test lint train-demo checkpoint evaluate clean
 
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
@@ -45,14 +45,15 @@ space: shown
 pictures: shown
 	$(BIN)/python docs/space_pictures.py
 
-shown: setup space/gallery/gallery.json
+shown: space/gallery/gallery.json viewer
+
+viewer: setup
 	$(BIN)/python space/fetch_viewer.py
 
 space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors train/gallery.py | setup
 	$(BIN)/python -m ctfm.train.gallery --checkpoint $(CHECKPOINT)
 
-test: setup
-	$(BIN)/python space/fetch_viewer.py
+test: viewer
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu"
 
 lint: setup

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ctfm.train.card import CardError, fill_card, find_pictures
+from ctfm.train.card import LEAST_AUROC, CardError, fill_card, find_pictures
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = ("model-index", "results", "methods", "findings", "failures", "details", "real scans", "compute")
@@ -110,3 +110,12 @@ def test_the_card_of_this_repository_holds_the_numbers_of_its_checkpoint() -> No
         pytest.skip("there is no trained checkpoint yet")
     metrics, run = (json.loads((checkpoint / name).read_text()) for name in ("metrics.json", "run.json"))
     assert fill_card(card, metrics, run, find_pictures(ROOT / "model_card.md")) == card
+
+
+def test_the_readme_counts_the_findings_that_the_checkpoint_tells_apart() -> None:
+    metrics = json.loads((ROOT / "checkpoints" / "default" / "metrics.json").read_text())
+    found = [row["value"] for key, row in metrics.items() if re.fullmatch(r"zero_shot/[^/]+/auroc", key)]
+    told = sum(value >= LEAST_AUROC for value in found)
+    assert f"tells {told} of {len(found)} findings apart (AUROC of {LEAST_AUROC} or more)" in (
+        " ".join((ROOT / "README.md").read_text().split())
+    )

@@ -479,7 +479,7 @@ def test_a_frozen_text_tower_trains_its_projection_alone() -> None:
     assert any(name.startswith("text_projection") for name in gradients(model.model))
 
 
-def test_a_frozen_text_tower_reads_every_text_once_whatever_the_padding() -> None:
+def test_a_frozen_text_tower_reads_every_text_once_whatever_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_alignment(text_is_frozen=True)
     batch = tiny_pairs()
     expected = nn.functional.normalize(
@@ -495,6 +495,9 @@ def test_a_frozen_text_tower_reads_every_text_once_whatever_the_padding() -> Non
     changed[0, 0] = 5 if int(changed[0, 0]) != 5 else 6
     model.encode_texts(changed, batch.attention_mask)
     assert reads == [1]
+    monkeypatch.setattr(alignment, "MOST_TEXTS", 1)
+    torch.testing.assert_close(model.encode_texts(batch.input_ids, batch.attention_mask), expected)
+    assert reads == [1, 4]  # what was kept is given up, and read again
 
 
 def with_prompts(batch: alignment.AlignmentBatch, labels: Tensor) -> alignment.AlignmentBatch:

@@ -19,6 +19,7 @@ from ..modeling_ctfm import CTFMModel, pool_text
 from .processes import ALONE, Processes
 
 Metrics = dict[str, Tensor]
+MOST_TEXTS = 100_000  # that a frozen text tower's outputs are kept of: 150 MB at 384 numbers each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,10 @@ class AlignmentObjective(nn.Module):
     def read_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "texts w"]:
         """What the frozen text tower makes of each text, which it reads once: prompts and short excerpts come again and again,
         and a CPU spends more time on them than on scans."""
-        keys = [row[mask].cpu().numpy().tobytes() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
+        if len(self.texts_read) > MOST_TEXTS:
+            self.texts_read.clear()
+        rows = zip(input_ids.cpu().numpy(), attention_mask.bool().cpu().numpy(), strict=True)
+        keys = [row[mask].tobytes() for row, mask in rows]
         new = [row for row, key in enumerate(keys) if key not in self.texts_read]
         if new:
             ids, mask = input_ids[new], attention_mask[new]
