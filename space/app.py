@@ -113,12 +113,6 @@ def describe(language: str) -> str:
     return f"{say(language, 'privacy')}\n\n{say(language, 'full_size')}\n\n{body}"
 
 
-def head() -> str:
-    """Scripts of the viewer, served from here; NiiVue where it was brought."""
-    names = [name for name in ("niivue.umd.js", "plain_viewer.js", "viewer.js") if (STATIC / name).is_file()]
-    return "".join(f'<script src="gradio_api/file={STATIC / name}"></script>' for name in names)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
@@ -144,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
             mcp_server=True,
             ssr_mode=False,
             footer_links=["api"],
-            head=head(),
+            head=f'<script src="gradio_api/file={STATIC / "viewer.js"}"></script>',
             css_paths=[STATIC / "style.css"],
             theme=gr.themes.Default(
                 primary_hue="sky", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

@@ -14,13 +14,14 @@ from exports import write_overlay, write_view
 from service import Service
 from texts import name_finding, say
 from uploads import Scan
-from views import changes_table, viewer_state
+from views import WAIT_FOR_VIEWER, changes_table, viewer_state
 
-SHOW_BOTH = """async (prior, current) => {
+SHOW_BOTH = f"""async (prior, current) => {{
+  {WAIT_FOR_VIEWER}
   await window.ctfmShow('viewer-prior', prior);
   await window.ctfmShow('viewer-current', current);
   window.ctfmLink('viewer-prior', 'viewer-current');
-}"""
+}}"""
 
 
 def add_compare_tab(

@@ -16,9 +16,9 @@ from exports import write_findings, write_map, write_overlay, write_view
 from service import Service
 from texts import name_finding, say
 from uploads import Upload, UploadError
-from views import answer_to, describe_series, findings_table, readout, similar_scans, viewer_state
+from views import WAIT_FOR_VIEWER, answer_to, describe_series, findings_table, readout, similar_scans, viewer_state
 
-SHOW = "async (state) => { await window.ctfmShow('viewer', state); }"
+SHOW = f"async (state) => {{ {WAIT_FOR_VIEWER} await window.ctfmShow('viewer', state); }}"
 CHOOSE = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-finding]');

@@ -11,6 +11,8 @@ from loading import Weights
 from texts import name_finding, say
 from uploads import Scan, Series
 
+# Gradio adds the page's own scripts without waiting for them: on a slow line the first state comes before viewer.js.
+WAIT_FOR_VIEWER = "while (!window.ctfmShow) await new Promise((go) => setTimeout(go, 50));"
 VIEWER_WORDS = (
     "viewer",
     "viewer_help",

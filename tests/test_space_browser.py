@@ -260,6 +260,21 @@ def test_everything_that_is_used_has_a_name_for_a_screen_reader(looked: Visit) -
 # ---- a page that was just opened ----
 
 
+@pytest.mark.parametrize("script", ["viewer.js", "plain_viewer.js"])
+def test_a_script_that_comes_late_is_waited_for(browser: Any, space: Space, script: str) -> None:
+    context = browser.new_context(locale="nl-NL")
+    context.set_default_timeout(PATIENCE_MS)
+    page, held = context.new_page(), []
+    page.route(f"**/{script}", lambda route: held.append(route))
+    page.goto(space.url, timeout=PATIENCE_MS)
+    page.get_by_text(TEXTS["notice"][1]).wait_for()  # what the server sent when the page opened is there
+    page.wait_for_timeout(500)
+    assert page.locator("#viewer .help").count() == 0
+    held[0].continue_()
+    page.wait_for_function("(document.querySelector('#viewer .help') || {}).textContent")
+    context.close()
+
+
 def test_bad_input_is_told_and_the_next_upload_works(fresh: Visit, study: Path, tmp_path: Path) -> None:
     page = fresh.page
     page.set_input_files("#files input[type=file]", str(letter(tmp_path, SECRET)))

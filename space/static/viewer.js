@@ -8,6 +8,18 @@
   };
   const LAYOUTS = ["planes", "axial", "coronal", "sagittal", "render"];
   const viewers = {};
+  const source = document.currentScript.src;
+  const drawers = Promise.all(["niivue.umd.js", "plain_viewer.js"].map(bring));
+
+  // A script from beside this one. NiiVue may not be there: whoever waits goes on with the plain viewer.
+  function bring(name) {
+    return new Promise((done) => {
+      const script = document.createElement("script");
+      script.src = new URL(name, source);
+      script.onload = script.onerror = done;
+      document.head.append(script);
+    });
+  }
 
   class NiivueBackend {
     constructor(canvas, onMove) {
@@ -215,6 +227,7 @@
   }
 
   window.ctfmShow = async (id, state) => {
+    await drawers;
     const root = document.getElementById(id);
     if (!root) return;
     if (!viewers[id] || viewers[id].root !== root) viewers[id] = new Viewer(root);
