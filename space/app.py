@@ -21,13 +21,13 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 
 from api import add_api
-from compare_tab import SHOW_BOTH, add_compare_tab
+from compare_tab import SHOW_BOTH, Comparison, add_compare_tab, translate_comparison
 from loading import find_source, load_weights
 from report_tab import add_report_tab, load_checker
-from scan_tab import SHOW, build_scan_tab, connect_scan_tab
+from scan_tab import SHOW, Page, build_scan_tab, connect_scan_tab
 from service import Service
 from texts import LANGUAGES, say
-from views import notice, viewer_state
+from views import notice
 
 HERE = Path(__file__).parent
 STATIC, EXAMPLES, GALLERY = HERE / "static", HERE / "examples", HERE / "gallery"
@@ -53,20 +53,20 @@ def build(service: Service, checker: Any) -> gr.Blocks:
             with gr.Tab(say("en", "tab_scan"), id="scan") as first:
                 tab = build_scan_tab(list(examples.items()))
             with gr.Tab(say("en", "tab_compare"), id="compare") as second:
-                words, states = add_compare_tab(service, examples, language, COMPUTE)
+                comparison = add_compare_tab(service, examples, language, COMPUTE)
             with gr.Tab(say("en", "tab_report"), id="report") as third:
-                words += add_report_tab(service.intake, checker, language, COMPUTE)
+                words = add_report_tab(service.intake, checker, language, COMPUTE)
             with gr.Tab(say("en", "tab_about"), id="about") as fourth:
                 about = gr.Markdown(describe("en"), elem_id="about")
         events = connect_scan_tab(tab, service, language, COMPUTE, READ)
         add_api(service, COMPUTE)
 
-        words += tab.words
+        words += [*tab.words, *comparison.words]
         words += [(language, "label", "language")]
         words += [(t, "label", f"tab_{key}") for t, key in zip((first, second, third, fourth), TABS, strict=True)]
         changed = {id(component): component for component, _, _ in words}
 
-        def translate(session: Any, tongue: str) -> tuple:
+        def translate(page: Page, compared: Comparison | None, tongue: str) -> tuple:
             updates: dict[int, dict] = {key: {} for key in changed}
             for component, name, key in words:
                 text = say(tongue, key)
@@ -76,21 +76,24 @@ def build(service: Service, checker: Any) -> gr.Blocks:
                 f"# {say(tongue, 'title')}",
                 notice(tongue, service.weights),
                 describe(tongue),
-                *(gr.update() if not session else viewer_state(tongue) for _ in states),
-                *events.translate(session, tongue),
+                *translate_comparison(compared, tongue),
+                *events.translate(page, tongue),
             )
 
         translated = language.change(
             translate,
-            [tab.session, language],
-            [*changed.values(), title, banner, about, *states, tab.readout, tab.findings, tab.similar, tab.state],
+            [tab.page, comparison.compared, language],
+            [
+                *changed.values(), title, banner, about, *comparison.results,
+                tab.readout, tab.findings, tab.similar, tab.state,
+            ],
             show_progress="hidden",
             api_visibility="private",
-        )
-        translated.success(None, [tab.state], None, js=SHOW, api_visibility="private")
+        )  # fmt: skip
         started = demo.load(preferred_language, None, language, api_visibility="private", show_progress="hidden")
-        started.success(None, [tab.state], None, js=SHOW, api_visibility="private")
-        started.success(None, states, None, js=SHOW_BOTH, api_visibility="private")
+        for event in (started, translated):
+            event.success(None, [tab.state], None, js=SHOW, api_visibility="private")
+            event.success(None, comparison.results[:2], None, js=SHOW_BOTH, api_visibility="private")
     return demo
 
 

@@ -3,12 +3,14 @@
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 # gradio.Progress is called with fewer arguments than it declares, and a finding that was clicked has a place.
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from analysis import Change, compare
+from analysis import Analysis, Change, Finding, compare
 from api import errors_told, paths_of
 from exports import write_overlay, write_view
 from service import Service
@@ -24,10 +26,38 @@ SHOW_BOTH = f"""async (prior, current) => {{
 }}"""
 
 
-def add_compare_tab(
-    service: Service, examples: dict[str, Path], language: gr.Radio, limit: dict
-) -> tuple[list[tuple[Any, str, str]], list[gr.JSON]]:
-    """Builds the tab; returns what the language changes, and the states of its two viewers."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was found of two scans, and what their viewers show."""
+
+    changes: Sequence[Change]
+    cosine: float
+    views: Sequence[dict]
+    overlays: Sequence[dict | None]
+
+    def shown(self, language: str) -> tuple[dict, dict, str]:
+        """Both viewers at the largest change, and the table of changes."""
+        first = self.changes[0]
+        mm = stronger(first).place.mm if any(self.overlays) else None
+        name = name_finding(language, first.label)
+        prior, current = (
+            viewer_state(language, view, overlay, name, mm)
+            for view, overlay in zip(self.views, self.overlays, strict=True)
+        )
+        return prior, current, changes_table(language, self.changes, self.cosine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareTab:
+    """`words` is what the language changes: component, property, key; `results` what a comparison does."""
+
+    compared: gr.State
+    results: list[Any]
+    words: list[tuple[Any, str, str]]
+
+
+def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Radio, limit: dict) -> CompareTab:
+    compared = gr.State(None)
     states = [gr.JSON(viewer_state("en"), visible=False) for _ in range(2)]
     with gr.Row():
         prior = gr.File(label=say("en", "prior"), file_count="multiple", height=130, elem_id="prior")
@@ -55,24 +85,22 @@ def add_compare_tab(
             scans.append(scan)
             analyses.append(analysis)
         found = compare(analyses[0].findings, analyses[1].findings)
-        shown = [write_view(scan, service.work) for scan in scans]
-        cosine = float(analyses[0].embedding @ analyses[1].embedding)
-        return *point_at(tongue, found[0], shown, scans), changes_table(tongue, found, cosine)
-
-    def point_at(tongue: str, change: Change, shown: list[dict], scans: list[Scan]) -> list[dict]:
-        """Both viewers at the largest change, and its map over the scan that shows more of the finding."""
-        if change.kind in ("same", "unclear"):
-            return [viewer_state(tongue, view) for view in shown]
-        place = max(change.prior, change.current, key=lambda finding: finding.order).place
-        which = int(change.current.order > change.prior.order)
-        scan, name = scans[which], name_finding(tongue, change.label)
-        overlays: list[dict | None] = [None, None]
-        overlays[which] = write_overlay(
-            scan, scan.analysis.maps[change.label], scan.analysis, service.weights, service.work
+        comparison = Comparison(
+            changes=found,
+            cosine=float(analyses[0].embedding @ analyses[1].embedding),
+            views=[write_view(scan, service.work) for scan in scans],
+            overlays=overlays_of(found[0], scans, analyses),
         )
-        return [
-            viewer_state(tongue, view, overlay, name, place.mm) for view, overlay in zip(shown, overlays, strict=True)
-        ]
+        return comparison, *comparison.shown(tongue)
+
+    def overlays_of(change: Change, scans: list[Scan], analyses: list[Analysis]) -> list[dict | None]:
+        """The map of a change over the scan that shows more of the finding."""
+        overlays: list[dict | None] = [None, None]
+        if change.kind not in ("same", "unclear"):
+            which = int(stronger(change) is change.current)
+            cells = analyses[which].maps[change.label]
+            overlays[which] = write_overlay(scans[which], cells, analyses[which], service.weights, service.work)
+        return overlays
 
     def compare_uploads(first, second, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
         with errors_told(tongue):
@@ -83,10 +111,11 @@ def add_compare_tab(
         with errors_told(tongue):
             return compare_paths(earlier, now, tongue, progress, keep=True)
 
+    results = [*states, changes]
     settings: dict[str, Any] = {"show_progress_on": changes, "api_visibility": "private", **limit}
     done = (
-        button.click(compare_uploads, [prior, current, language], [prior, current, *states, changes], **settings),
-        example.click(compare_examples, [language], [*states, changes], **settings),
+        button.click(compare_uploads, [prior, current, language], [prior, current, compared, *results], **settings),
+        example.click(compare_examples, [language], [compared, *results], **settings),
     )
     for event in done:
         event.success(None, states, None, js=SHOW_BOTH, api_visibility="private")
@@ -98,4 +127,16 @@ def add_compare_tab(
         (prior_title, "title", "prior"),
         (current_title, "title", "current"),
     ]
-    return words, states
+    return CompareTab(compared=compared, results=results, words=words)
+
+
+def stronger(change: Change) -> Finding:
+    """That of the two scans with more of the finding."""
+    return change.current if change.current.order > change.prior.order else change.prior
+
+
+def translate_comparison(comparison: Comparison | None, language: str) -> tuple[dict, dict, str]:
+    """The tab's results in another language."""
+    if comparison is None:
+        return viewer_state(language), viewer_state(language), ""
+    return comparison.shown(language)

@@ -4,18 +4,19 @@
 # gradio.Progress is called with fewer arguments than it declares, and a finding that was clicked has a place.
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from torch import Tensor
 
+from analysis import Analysis
 from api import errors_told, paths_of
 from exports import write_findings, write_map, write_overlay, write_view
 from service import Service
 from texts import name_finding, say
-from uploads import Upload, UploadError
+from uploads import Scan, Upload, UploadError
 from views import WAIT_FOR_VIEWER, answer_to, describe_series, findings_table, readout, similar_scans, viewer_state
 
 SHOW = f"async (state) => {{ {WAIT_FOR_VIEWER} await window.ctfmShow('viewer', state); }}"
@@ -32,35 +33,56 @@ element.addEventListener('click', (event) => {
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pointed:
+    """The map in the viewer: of a finding, or of a question (`finding` None)."""
+
+    name: str
+    finding: str | None
+    cells: Tensor
+    mm: tuple[float, float, float]
+    overlay: dict
+
+
 @dataclass(kw_only=True)
 class Session:
-    """What one open page is looking at. The scan itself is in the service's memory, under `key`."""
+    """One scan on an open page. The scan itself is in the service's memory, under `key`."""
 
     upload: Upload | None = None
     key: str | None = None
     was_seen: bool = False
     view: dict | None = None
-    overlay: dict | None = None
-    overlay_name: str = ""
-    cells: Tensor | None = None
-    mm: tuple[float, float, float] | None = None
-    finding: str | None = None
+    pointed: Pointed | None = None
 
-    def forget(self) -> None:
-        if self.upload is not None:
+    def forget_unless(self, other: "Session | None" = None) -> None:
+        """Deletes what is left of the upload, unless it is the other's, too: one upload may hold several series."""
+        if self.upload is not None and (other is None or self.upload is not other.upload):
             self.upload.delete()
 
 
-def forget(session: Session | None) -> None:
-    if session is not None:
-        session.forget()
+@dataclass(kw_only=True)
+class Page:
+    """One open page: the session of the scan that was opened last, and how many were begun.
+
+    Events overlap. What comes late for an earlier scan is dropped, so that no result stands beside another scan's.
+    """
+
+    session: Session = field(default_factory=Session)
+    begun: int = 0
+
+    def begin(self) -> int:
+        self.begun += 1
+        return self.begun
+
+    def unless_replaced(self, session: Session, outputs: Any) -> Any:
+        return outputs if self.session is session else gr.skip()
 
 
 @dataclass(kw_only=True)
 class ScanTab:
     """The components that events speak of; `words` is what the language changes: component, property, key."""
 
-    session: gr.State
+    page: gr.State
     state: gr.JSON
     files: gr.File
     folder: gr.File
@@ -87,7 +109,7 @@ class ScanTab:
 
 
 def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
-    session = gr.State(None, time_to_live=3600, delete_callback=forget)
+    page = gr.State(Page(), delete_callback=lambda page: page.session.forget_unless())
     state = gr.JSON(viewer_state("en"), visible=False)
     with gr.Row(elem_classes="scan"):
         with gr.Column(scale=2, min_width=300):
@@ -158,7 +180,7 @@ def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
         (draw, "value", "draw_components"),
     ]
     return ScanTab(
-        session=session,
+        page=page,
         state=state,
         files=files,
         folder=folder,
@@ -184,69 +206,68 @@ def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
 
 
 class ScanEvents:
-    """Handlers. Each takes the page's session and language, and returns what the components become."""
+    """Handlers. Each takes the page and its language, and returns what the components become."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
     def open(
-        self, files: list[str] | None, session: Session | None, language: str, progress: gr.Progress, keep: bool = False
+        self, files: list[str] | None, page: Page, language: str, progress: gr.Progress, keep: bool = False
     ) -> tuple:
-        """A new upload, or an example of the Space's own (`keep`): session, read-out, series, button, then empty results."""
-        forget(session)
+        """A new upload, or an example of the Space's own (`keep`): page, viewer, read-out, series, button, empty results."""
+        turn = page.begin()
         progress(0.1, desc=say(language, "stage_receive"))
         with errors_told(language):
             upload = self.service.receive(files if keep and files else paths_of(files), keep)
-            return self.read(Session(upload=upload), None, language, progress)
+            return self.read(page, turn, upload, None, language, progress)
 
-    def read(self, session: Session, number: int | None, language: str, progress: gr.Progress) -> tuple:
+    def choose_series(self, number: int | None, page: Page, language: str, progress: gr.Progress) -> tuple:
+        turn, upload = page.begin(), page.session.upload
+        with errors_told(language):
+            if upload is None:
+                raise UploadError("error_no_scan")
+            return self.read(page, turn, upload, number, language, progress)
+
+    def read(
+        self, page: Page, turn: int, upload: Upload, number: int | None, language: str, progress: gr.Progress
+    ) -> tuple:
         progress(0.3, desc=say(language, "stage_read"))
-        upload = session.upload
-        if upload is None:
-            raise UploadError("error_no_scan")
-        scan, session.was_seen = self.service.read(upload, number)
-        session.key = None if scan is None else scan.key
-        session.view = session.overlay = session.cells = session.mm = session.finding = None
-        session.overlay_name = ""
+        scan, was_seen = self.service.read(upload, number)
+        session = Session(upload=upload, key=None if scan is None else scan.key, was_seen=was_seen)
         choices = [(describe_series(language, series), index) for index, series in enumerate(upload.series)]
-        if scan is None:
-            gr.Info(say(language, "choose_series"), duration=10)
-        shown = (
-            readout(language, scan, session.was_seen)
-            if scan is not None
-            else f'<p class="choose" role="alert">{say(language, "choose_series")}</p>'
-        )
         empty = gr.update(value=None, interactive=False)
-        return (
-            session,
-            shown,
+        outputs = (
+            page,
+            viewer_state(language),
+            self.told(session, scan, language),
             gr.update(choices=choices, value=number, visible=bool(choices)),
             gr.update(interactive=scan is not None),
             *("", "", ""),  # findings, answer, similar
             gr.update(value=None, visible=False),
             *(empty for _ in range(4)),
         )
+        if page.begun != turn:
+            session.forget_unless(page.session)
+            return tuple(gr.skip() for _ in outputs)
+        page.session.forget_unless(session)
+        page.session = session
+        if scan is None:
+            gr.Info(say(language, "choose_series"), duration=10)
+        return outputs
 
-    def choose_series(self, number: int | None, session: Session, language: str, progress: gr.Progress) -> tuple:
-        with errors_told(language):
-            if session is None or session.upload is None:
-                raise UploadError("error_no_scan")
-            return self.read(session, number, language, progress)
-
-    def view(self, session: Session, language: str, progress: gr.Progress) -> tuple[dict, Session]:
+    def view(self, page: Page, language: str, progress: gr.Progress) -> Any:
         """The scan for the viewer; nothing while a series has to be chosen."""
-        if session.key is None:
-            return viewer_state(language), session
-        progress(0.5, desc=say(language, "stage_view"))
-        with errors_told(language):
-            session.view = write_view(self.service.scan(session.key), self.service.work)
-        return self.state(session, language), session
+        session = page.session
+        if session.key is not None:
+            progress(0.5, desc=say(language, "stage_view"))
+            with errors_told(language):
+                session.view = write_view(self.service.scan(session.key), self.service.work)
+        return page.unless_replaced(session, self.state(session, language))
 
-    def analyse(self, session: Session | None, language: str, progress: gr.Progress) -> tuple:
+    def analyse(self, page: Page, language: str, progress: gr.Progress) -> Any:
         """Findings, similar scans, downloads, and the map of the first finding that is not absent."""
+        session = page.session
         with errors_told(language):
-            if session is None:
-                raise UploadError("error_no_scan")
             scan = self.service.scan(session.key)
             analysis = self.service.analyser.analyse(
                 scan, lambda share, stage: progress(share, desc=say(language, stage))
@@ -254,15 +275,14 @@ class ScanEvents:
             first = analysis.findings[0]
             if first.verdict != "absent":
                 self.point(session, first.label)
-            similar = self.service.analyser.find_similar(analysis)
             paths = write_findings(scan, self.service.weights, self.service.work)
-        size = len(self.service.analyser.gallery)
-        return (
+        return page.unless_replaced(
             session,
-            findings_table(language, analysis.findings, self.service.weights, analysis.seconds, session.finding),
-            similar_scans(language, similar, size),
-            self.state(session, language),
-            *(gr.update(value=path, interactive=True) for path in paths),
+            (
+                *self.answers(session, analysis, language),
+                self.state(session, language),
+                *(gr.update(value=path, interactive=True) for path in paths),
+            ),
         )
 
     def point(self, session: Session, label: str) -> None:
@@ -271,65 +291,82 @@ class ScanEvents:
         found = {finding.label: finding for finding in analysis.findings}.get(label)
         if found is None:
             raise UploadError("error_no_such_finding")
-        session.cells, session.finding, session.mm = analysis.maps[label], label, found.place.mm
-        session.overlay = write_overlay(scan, session.cells, analysis, self.service.weights, self.service.work)
-        session.overlay_name = label
+        cells = analysis.maps[label]
+        overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.work)
+        session.pointed = Pointed(name=label, finding=label, cells=cells, mm=found.place.mm, overlay=overlay)
 
-    def choose(self, session: Session | None, language: str, event: gr.EventData) -> tuple:
+    def choose(self, page: Page, language: str, event: gr.EventData) -> Any:
         """A finding was clicked."""
+        session = page.session
         with errors_told(language):
-            if session is None:
-                raise UploadError("error_no_scan")
             self.point(session, str(event.finding))
-        return session, self.state(session, language), gr.update(value=None, interactive=False)
+        return page.unless_replaced(session, (self.state(session, language), gr.update(value=None, interactive=False)))
 
-    def ask(self, question: str, session: Session | None, language: str) -> tuple:
+    def ask(self, question: str, page: Page, language: str) -> Any:
         """A sentence: its similarity, and its map in the viewer."""
+        session, name = page.session, " ".join(question.split())[:80]
         with errors_told(language):
-            if session is None:
-                raise UploadError("error_no_scan")
             scan, analysis = self.service.analysed(session.key)
             similarity, cells, place = self.service.analyser.ask(analysis, question)
-            session.cells, session.mm, session.finding = cells, place.mm, None
-            session.overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.work)
-            session.overlay_name = " ".join(question.split())[:80]
-        shown = answer_to(language, session.overlay_name, similarity, place)
-        return session, shown, self.state(session, language), gr.update(value=None, interactive=False)
+            overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.work)
+        session.pointed = Pointed(name=name, finding=None, cells=cells, mm=place.mm, overlay=overlay)
+        shown = answer_to(language, name, similarity, place)
+        return page.unless_replaced(
+            session, (shown, self.state(session, language), gr.update(value=None, interactive=False))
+        )
 
-    def draw(self, session: Session | None, language: str, progress: gr.Progress) -> Any:
+    def draw(self, page: Page, language: str, progress: gr.Progress) -> Any:
+        session = page.session
         with errors_told(language):
-            scan, _ = self.service.analysed(session.key if session else None)
+            scan, _ = self.service.analysed(session.key)
             progress(0.3, desc=say(language, "stage_draw"))
-            return gr.update(value=self.service.analyser.draw_components(scan), visible=True)
+            drawn = self.service.analyser.draw_components(scan)
+        return page.unless_replaced(session, gr.update(value=drawn, visible=True))
 
-    def make_map(self, session: Session | None, language: str, progress: gr.Progress) -> Any:
+    def make_map(self, page: Page, language: str, progress: gr.Progress) -> Any:
+        session = page.session
+        pointed = session.pointed
         with errors_told(language):
-            scan, _ = self.service.analysed(session.key if session else None)
-            if session is None or session.cells is None:
+            scan, _ = self.service.analysed(session.key)
+            if pointed is None:
                 raise UploadError("error_no_map")
             progress(0.3, desc=say(language, "stage_write"))
-            return gr.update(
-                value=write_map(scan, session.cells, self.service.weights, self.service.work), interactive=True
-            )
+            path = write_map(scan, pointed.cells, self.service.weights, self.service.work)
+        is_shown = session.pointed is pointed
+        return page.unless_replaced(session, gr.update(value=path, interactive=True) if is_shown else gr.skip())
 
-    def state(self, session: Session | None, language: str) -> dict:
-        if session is None or session.view is None:
+    def state(self, session: Session, language: str) -> dict:
+        if session.view is None:
             return viewer_state(language)
-        name = name_finding(language, session.overlay_name)
-        return viewer_state(language, session.view, session.overlay, name, session.mm)
+        pointed = session.pointed
+        if pointed is None:
+            return viewer_state(language, session.view)
+        name = name_finding(language, pointed.name)
+        return viewer_state(language, session.view, pointed.overlay, name, pointed.mm)
 
-    def translate(self, session: Session | None, language: str) -> tuple:
+    def answers(self, session: Session, analysis: Analysis, language: str) -> tuple[str, str]:
+        """The table of findings, and the similar scans."""
+        chosen = None if session.pointed is None else session.pointed.finding
+        near = self.service.analyser.find_similar(analysis)
+        return (
+            findings_table(language, analysis.findings, self.service.weights, analysis.seconds, chosen),
+            similar_scans(language, near, len(self.service.analyser.gallery)),
+        )
+
+    def translate(self, page: Page, language: str) -> tuple:
         """Read-out, findings, similar scans and viewer in another language; the answer to a question stays as it is."""
-        scan = self.service.cache.get(session.key if session else None)
-        if session is None or scan is None:
-            return readout(language, None), "", "", viewer_state(language)
-        table, similar = "", ""
-        if scan.analysis is not None and session.view is not None:
-            analysis = scan.analysis
-            table = findings_table(language, analysis.findings, self.service.weights, analysis.seconds, session.finding)
-            near = self.service.analyser.find_similar(analysis)
-            similar = similar_scans(language, near, len(self.service.analyser.gallery))
-        return readout(language, scan, session.was_seen), table, similar, self.state(session, language)
+        session = page.session
+        scan = self.service.cache.get(session.key)
+        if session.key is not None and scan is None:  # no longer in memory: what was found stays as it is
+            return gr.skip(), gr.skip(), gr.skip(), self.state(session, language)
+        answers = ("", "") if scan is None or scan.analysis is None else self.answers(session, scan.analysis, language)
+        return self.told(session, scan, language), *answers, self.state(session, language)
+
+    def told(self, session: Session, scan: Scan | None, language: str) -> str:
+        """What is said of an upload before anything is computed."""
+        if session.upload is not None and scan is None:
+            return f'<p class="choose" role="alert">{say(language, "choose_series")}</p>'
+        return readout(language, scan, session.was_seen)
 
 
 # ---- which event does what ----
@@ -337,69 +374,71 @@ class ScanEvents:
 
 def connect_scan_tab(tab: ScanTab, service: Service, language: gr.Radio, compute: dict, read: dict) -> ScanEvents:
     events = ScanEvents(service)
-    private: dict[str, Any] = {"api_visibility": "private"}
-    opened = [tab.session, tab.readout, tab.series, tab.analyse, *tab.results]
+    # "multiple": Gradio would drop without a word what is clicked, or follows, while the same is under way.
+    private: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
+    opened = [tab.page, tab.state, tab.readout, tab.series, tab.analyse, *tab.results]
 
-    def open_files(paths, session, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
-        return (None, *events.open(paths, session, tongue, progress))
+    def open_files(paths, page, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
+        return None, *events.open(paths, page, tongue, progress)  # or it would be sent again beside the next upload
 
-    def choose_series(number, session, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.choose_series(number, session, tongue, progress)
+    def choose_series(number, page, tongue, progress=gr.Progress()):  # noqa: B008
+        return events.choose_series(number, page, tongue, progress)
 
-    def view(session, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.view(session, tongue, progress)
+    def view(page, tongue, progress=gr.Progress()):  # noqa: B008
+        return events.view(page, tongue, progress)
 
-    def analyse(session, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.analyse(session, tongue, progress)
+    def analyse(page, tongue, progress=gr.Progress()):  # noqa: B008
+        return events.analyse(page, tongue, progress)
 
-    def draw(session, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.draw(session, tongue, progress)
+    def draw(page, tongue, progress=gr.Progress()):  # noqa: B008
+        return events.draw(page, tongue, progress)
 
-    def make_map(session, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.make_map(session, tongue, progress)
+    def make_map(page, tongue, progress=gr.Progress()):  # noqa: B008
+        return events.make_map(page, tongue, progress)
 
-    def show(event: Any) -> Any:
-        return event.success(None, [tab.state], None, js=SHOW, **private)
+    def show(event: Any) -> None:
+        event.success(None, [tab.state], None, js=SHOW, **private)
 
-    def then_view(event: Any) -> Any:
-        return show(event.success(
-            view, [tab.session, language], [tab.state, tab.session], show_progress_on=tab.readout, **read, **private
+    def then_view(opening: Any) -> None:
+        show(opening)  # the scan before leaves the viewer
+        show(opening.success(
+            view, [tab.page, language], tab.state, show_progress_on=tab.readout, **read, **private
         ))  # fmt: skip
 
-    def analysis_of(start: Callable) -> Any:
-        return start(
-            analyse, [tab.session, language], [tab.session, tab.findings, tab.similar, tab.state, *tab.downloads],
+    def analyse_on(start: Callable) -> None:
+        show(start(
+            analyse, [tab.page, language], [tab.findings, tab.similar, tab.state, *tab.downloads],
             show_progress_on=tab.findings, **compute, **private,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     for box in (tab.files, tab.folder):
         opening = box.upload(
-            open_files, [box, tab.session, language], [box, *opened], show_progress_on=tab.readout, **read, **private
+            open_files, [box, tab.page, language], [box, *opened], show_progress_on=tab.readout, **read, **private
         )
-        # What was refused leaves the box, too: it would be sent again beside the next upload.
         opening.failure(lambda: None, None, box, show_progress="hidden", **private)
         then_view(opening)
     for button, path in tab.examples:
 
-        def open_example(session, tongue, progress=gr.Progress(), path=path):  # noqa: B008
-            return events.open([str(path)], session, tongue, progress, keep=True)
+        def open_example(page, tongue, progress=gr.Progress(), path=path):  # noqa: B008
+            return events.open([str(path)], page, tongue, progress, keep=True)
 
         example = button.click(
-            open_example, [tab.session, language], opened, show_progress_on=tab.readout, **read, **private
+            open_example, [tab.page, language], opened, show_progress_on=tab.readout, **read, **private
         )
-        then_view(analysis_of(example.success))
+        then_view(example)
+        analyse_on(example.success)
     then_view(tab.series.input(
-        choose_series, [tab.series, tab.session, language], opened, show_progress_on=tab.readout, **read, **private
+        choose_series, [tab.series, tab.page, language], opened, show_progress_on=tab.readout, **read, **private
     ))  # fmt: skip
-    show(analysis_of(tab.analyse.click))
+    analyse_on(tab.analyse.click)
     show(tab.findings.click(
-        events.choose, [tab.session, language], [tab.session, tab.state, tab.map_file], show_progress="hidden", **private
+        events.choose, [tab.page, language], [tab.state, tab.map_file], show_progress="hidden", **private
     ))  # fmt: skip
     for start in (tab.ask.click, tab.question.submit):
         show(start(
-            events.ask, [tab.question, tab.session, language], [tab.session, tab.answer, tab.state, tab.map_file],
+            events.ask, [tab.question, tab.page, language], [tab.answer, tab.state, tab.map_file],
             show_progress_on=tab.answer, **private,
         ))  # fmt: skip
-    tab.draw.click(draw, [tab.session, language], tab.components, **compute, **private)
-    tab.make_map.click(make_map, [tab.session, language], tab.map_file, **compute, **private)
+    tab.draw.click(draw, [tab.page, language], tab.components, **compute, **private)
+    tab.make_map.click(make_map, [tab.page, language], tab.map_file, **compute, **private)
     return events

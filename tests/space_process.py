@@ -75,9 +75,9 @@ def write_study(path: Path, seeds: tuple[int, ...] = (0,)) -> Path:
     return path
 
 
-def write_large_scan(path: Path) -> Path:
+def write_large_scan(path: Path, seed: int = 0) -> Path:
     """60 slices of 480 x 480 voxels of 1 mm, which pack well: reading and encoding them takes seconds."""
-    hu = phantom_hu((12, 48, 48)).repeat(5, 0).repeat(10, 1).repeat(10, 2)
+    hu = phantom_hu((12, 48, 48), seed=seed).repeat(5, 0).repeat(10, 1).repeat(10, 2)
     Volume(hu=hu, affine=canonical_affine((5.0, 1.0, 1.0))).to_nifti(path)
     return path
 

@@ -1,9 +1,11 @@
 """The page in headless Chromium: what a visitor does, at a desk with NiiVue and on a phone with the plain viewer."""
 
+import gzip
 import io
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.space_process import HOSTILE, SECRET, Space, letter, run_space, write
 from texts import TEXTS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+nibabel = pytest.importorskip("nibabel")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)"),
@@ -115,6 +118,21 @@ def wait_for_map(page: Any, name: str) -> None:
     page.wait_for_function(
         "name => (JSON.parse(document.querySelector('#viewer').dataset.shown || '{}').map) === name", arg=name
     )
+
+
+def wait_for_scan(page: Any, space: Space, shape: tuple[int, int, int]) -> None:
+    """Until the viewer shows a scan of `(x, y, z)` voxels."""
+    until = time.monotonic() + PATIENCE_MS / 1000
+    while shape_in_viewer(page, space) != shape:
+        assert time.monotonic() < until
+        page.wait_for_timeout(100)
+
+
+def shape_in_viewer(page: Any, space: Space) -> tuple[int, ...] | None:
+    shown = json.loads(page.get_attribute("#viewer", "data-shown") or "{}").get("scan")
+    if shown is None:
+        return None
+    return nibabel.Nifti1Image.from_bytes(gzip.decompress(page.request.get(f"{space.url}/{shown}").body())).shape
 
 
 def picture(page: Any) -> np.ndarray:
@@ -326,6 +344,26 @@ def test_the_page_is_usable_while_it_computes(fresh: Visit, tmp_path: Path) -> N
     page.wait_for_selector("#findings table")
 
 
+def test_a_scan_that_is_opened_while_another_is_read_or_computed_takes_its_place(
+    fresh: Visit, space: Space, study: Path, tmp_path: Path
+) -> None:
+    page, shape, rows = fresh.page, (40, 48, 20), []
+    for number, begin in enumerate((lambda: None, lambda: page.click("#analyse"))):
+        large = write_large_scan(tmp_path / f"large{number}.nii.gz", seed=number + 1)
+        page.set_input_files("#files input[type=file]", str(large))
+        page.wait_for_selector("#readout table:has-text('480')")
+        begin()
+        page.set_input_files("#files input[type=file]", str(study))
+        page.wait_for_selector("#readout table:has-text('20 × 48 × 40')")
+        assert page.locator("#findings table").count() == 0
+        wait_for_scan(page, space, shape)
+        page.click("#analyse")
+        page.wait_for_selector("#findings table")
+        rows.append(page.locator("#findings tbody tr").all_inner_texts())
+        assert shape_in_viewer(page, space) == shape
+    assert rows[0] == rows[1]
+
+
 def test_two_examples_are_compared(fresh: Visit) -> None:
     page = fresh.page
     page.get_by_role("tab", name=TEXTS["tab_compare"][0]).click()
@@ -354,5 +392,9 @@ def test_a_dutch_browser_gets_a_dutch_page(fresh: Visit) -> None:
     page.get_by_label("Nederlands").click()
     page.get_by_text(TEXTS["notice"][1]).wait_for()
     assert page.get_by_role("tab", name=TEXTS["tab_report"][1]).is_visible()
-    assert TEXTS["findings"][1] in page.inner_text("#findings")
+    page.wait_for_selector(f"#findings caption:has-text('{TEXTS['findings'][1]}')")
+    page.get_by_role("tab", name=TEXTS["tab_compare"][1]).click()
+    page.wait_for_selector(f"#changes caption:has-text('{TEXTS['changes'][1]}')")
+    page.wait_for_selector(f"#viewer-prior .help:has-text('{TEXTS['viewer_help'][1][:20]}')")
+    page.get_by_role("tab", name=TEXTS["tab_scan"][1]).click()
     page.wait_for_function("document.documentElement.lang === 'nl'")

@@ -174,10 +174,10 @@
       this.reduced = state.reduced || "";
       try {
         await this.start();
+        if (state.scan !== this.shown.scan) this.clear();
         this.relabel(state.labels);
-        if (state.scan && state.scan !== this.shown.scan) {
+        if (state.scan && !this.shown.scan) {
           this.veil.textContent = this.labels.viewer_loading;
-          this.veil.hidden = false;
           await this.backend.load(state.scan, WINDOWS[this.intensityWindow]);
           this.shown = { scan: state.scan };
           this.veil.hidden = true;
@@ -194,6 +194,16 @@
       }
       this.tell();
       this.root.dataset.shown = JSON.stringify({ scan: this.shown.scan, map: this.shown.map && this.shown.map.name });
+    }
+
+    // nothing of the scan before stays on the page while the next one is read, or may not be read
+    clear() {
+      this.shown = {};
+      this.mm = null;
+      this.values = [];
+      this.veil.hidden = false;
+      this.root.querySelector("output").textContent = "";
+      delete this.root.dataset.mm;
     }
 
     setWindow(name) {

@@ -1,0 +1,138 @@
+"""Events of the page that overlap: what comes late for one scan never stands beside another."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="the extra [space] is not installed")
+pytest.importorskip("nibabel")
+
+import gradio as gr
+from ctfm import Volume
+
+import scan_tab
+from analysis import Analyser
+from loading import Source, load_weights
+from scan_tab import Page, ScanEvents
+from service import Service
+from tests.phantoms import canonical_affine, phantom_hu
+from tests.space_process import CALIBRATION, save_stand_in, write_study
+from texts import FINDINGS_NL, TEXTS
+from uploads import ScanCache, Upload
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    weights = load_weights(Source(model=str(save_stand_in(tmp_path_factory.mktemp("stand-in")))))
+    return Service(weights, tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture
+def events(service: Service) -> ScanEvents:
+    return ScanEvents(service)
+
+
+def say_nothing(share: float, desc: str = "") -> None:
+    """In place of a progress bar."""
+
+
+def write_scan(folder: Path, seed: int) -> str:
+    path = folder / f"{seed}.nii.gz"
+    Volume(hu=phantom_hu(seed=seed), affine=canonical_affine()).to_nifti(path)
+    return str(path)
+
+
+def open_scan(events: ScanEvents, page: Page, folder: Path, seed: int) -> Any:
+    return events.open([write_scan(folder, seed)], page, "en", say_nothing, keep=True)
+
+
+def looked_at(events: ScanEvents, folder: Path, seed: int = 0) -> Page:
+    """A page with a scan in the viewer, its findings, and a map."""
+    page = Page()
+    open_scan(events, page, folder, seed)
+    events.view(page, "en", say_nothing)
+    events.analyse(page, "en", say_nothing)
+    events.choose(page, "en", click("Cardiomegaly"))
+    return page
+
+
+def click(finding: str) -> Any:
+    return SimpleNamespace(finding=finding)
+
+
+LATE: dict[str, tuple[Callable[[ScanEvents, Page], Any], Any, str]] = {  # an event, and what it waits for
+    "view": (lambda events, page: events.view(page, "en", say_nothing), scan_tab, "write_view"),
+    "analyse": (lambda events, page: events.analyse(page, "en", say_nothing), scan_tab, "write_findings"),
+    "choose": (lambda events, page: events.choose(page, "en", click("Cardiomegaly")), scan_tab, "write_overlay"),
+    "ask": (lambda events, page: events.ask("fluid", page, "en"), scan_tab, "write_overlay"),
+    "draw": (lambda events, page: events.draw(page, "en", say_nothing), Analyser, "draw_components"),
+    "make_map": (lambda events, page: events.make_map(page, "en", say_nothing), scan_tab, "write_map"),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_comes_late_for_the_scan_before_is_dropped(
+    events: ScanEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    page = looked_at(events, tmp_path)
+    handle, owner, slow = LATE[name]
+    assert handle(events, page) != gr.skip()
+    original = getattr(owner, slow)
+
+    def open_another_meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(owner, slow, original)
+        open_scan(events, page, tmp_path, 1)
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, slow, open_another_meanwhile)
+    assert handle(events, page) == gr.skip()
+    assert page.session.view is None
+    assert page.session.pointed is None
+
+
+def test_of_two_scans_that_are_read_at_once_the_one_begun_last_stays(
+    events: ScanEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, original, keys = Page(), Service.read, []
+
+    def open_another_meanwhile(service: Service, upload: Upload, number: int | None = None) -> Any:
+        monkeypatch.setattr(Service, "read", original)
+        assert open_scan(events, page, tmp_path, 1)[0] is page
+        keys.append(page.session.key)
+        return original(service, upload, number)
+
+    monkeypatch.setattr(Service, "read", open_another_meanwhile)
+    assert all(output == gr.skip() for output in open_scan(events, page, tmp_path, 0))
+    assert page.session.key == keys[0]
+
+
+def test_a_scan_that_is_refused_leaves_the_one_that_is_open(events: ScanEvents, tmp_path: Path) -> None:
+    page = looked_at(events, tmp_path)
+    before = page.session
+    (tmp_path / "letter.pdf").write_bytes(b"%PDF-1.4 a letter")
+    with pytest.raises(gr.Error):
+        events.open([str(tmp_path / "letter.pdf")], page, "en", say_nothing, keep=True)
+    assert page.session is before
+    assert events.analyse(page, "en", say_nothing) != gr.skip()
+
+
+def test_another_language_changes_no_result_and_loses_none(events: ScanEvents, tmp_path: Path) -> None:
+    page = looked_at(events, tmp_path)
+    told, findings, _, state = events.translate(page, "nl")
+    assert told == events.told(page.session, events.service.scan(page.session.key), "nl")
+    assert TEXTS["findings"][1] in findings
+    assert findings.count("data-finding") == len(CALIBRATION)
+    assert state["map"]["name"] == FINDINGS_NL["Cardiomegaly"]
+    events.service.cache = ScanCache()  # as if others had opened many scans since
+    *rest, state = events.translate(page, "en")
+    assert rest == [gr.skip()] * 3
+    assert state["map"]["name"] == "Cardiomegaly"
+
+
+def test_another_language_still_asks_for_a_series(events: ScanEvents, tmp_path: Path) -> None:
+    page = Page()
+    events.open([str(write_study(tmp_path / "study.zip", seeds=(0, 1)))], page, "en", say_nothing, keep=True)
+    assert TEXTS["choose_series"][1] in events.translate(page, "nl")[0]
