@@ -48,6 +48,7 @@ class Pointed:
 class Session:
     """One scan on an open page. The scan itself is in the service's memory, under `key`."""
 
+    turn: int = 0
     upload: Upload | None = None
     key: str | None = None
     was_seen: bool = False
@@ -62,7 +63,7 @@ class Session:
 
 @dataclass(kw_only=True)
 class Page:
-    """One open page: the session of the scan that was opened last, and how many were begun.
+    """One open page: the session of its scan, and how many were begun.
 
     Events overlap. What comes late for an earlier scan is dropped, so that no result stands beside another scan's.
     """
@@ -233,7 +234,7 @@ class ScanEvents:
     ) -> tuple:
         progress(0.3, desc=say(language, "stage_read"))
         scan, was_seen = self.service.read(upload, number)
-        session = Session(upload=upload, key=None if scan is None else scan.key, was_seen=was_seen)
+        session = Session(turn=turn, upload=upload, key=None if scan is None else scan.key, was_seen=was_seen)
         choices = [(describe_series(language, series), index) for index, series in enumerate(upload.series)]
         empty = gr.update(value=None, interactive=False)
         outputs = (
@@ -246,7 +247,7 @@ class ScanEvents:
             gr.update(value=None, visible=False),
             *(empty for _ in range(4)),
         )
-        if page.begun != turn:
+        if turn < page.session.turn:
             session.forget_unless(page.session)
             return tuple(gr.skip() for _ in outputs)
         page.session.forget_unless(session)

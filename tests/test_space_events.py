@@ -109,13 +109,23 @@ def test_of_two_scans_that_are_read_at_once_the_one_begun_last_stays(
     assert page.session.key == keys[0]
 
 
-def test_a_scan_that_is_refused_leaves_the_one_that_is_open(events: ScanEvents, tmp_path: Path) -> None:
+def test_a_scan_that_is_refused_leaves_the_one_that_is_open_or_being_read(
+    events: ScanEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = looked_at(events, tmp_path)
-    before = page.session
+    before, original = page.session, Service.read
     (tmp_path / "letter.pdf").write_bytes(b"%PDF-1.4 a letter")
-    with pytest.raises(gr.Error):
-        events.open([str(tmp_path / "letter.pdf")], page, "en", say_nothing, keep=True)
-    assert page.session is before
+
+    def refuse_another_meanwhile(service: Service, upload: Upload, number: int | None = None) -> Any:
+        monkeypatch.setattr(Service, "read", original)
+        with pytest.raises(gr.Error):
+            events.open([str(tmp_path / "letter.pdf")], page, "en", say_nothing, keep=True)
+        assert page.session is before
+        return original(service, upload, number)
+
+    monkeypatch.setattr(Service, "read", refuse_another_meanwhile)
+    assert open_scan(events, page, tmp_path, 1)[0] is page
+    assert page.session is not before
     assert events.analyse(page, "en", say_nothing) != gr.skip()
 
 
