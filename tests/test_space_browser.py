@@ -21,10 +21,7 @@ from texts import TEXTS
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 nibabel = pytest.importorskip("nibabel")
 CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)"),
-    pytest.mark.xdist_group("browser"),  # one worker: what is done on a page follows on what was done before
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -352,6 +349,7 @@ def test_a_scan_that_is_opened_while_another_is_read_or_computed_takes_its_place
         large = write_large_scan(tmp_path / f"large{number}.nii.gz", seed=number + 1)
         page.set_input_files("#files input[type=file]", str(large))
         page.wait_for_selector("#readout table:has-text('480')")
+        page.locator("#files").get_by_text("large").wait_for(state="detached")
         begin()
         page.set_input_files("#files input[type=file]", str(study))
         page.wait_for_selector("#readout table:has-text('20 × 48 × 40')")
