@@ -84,7 +84,7 @@ def build(service: Service, checker: Any) -> gr.Blocks:
             translate,
             [tab.page, comparison.compared, language],
             [
-                *changed.values(), title, banner, about, *comparison.results,
+                *changed.values(), title, banner, about, *comparison.states, comparison.changes,
                 tab.readout, tab.findings, tab.similar, tab.state,
             ],
             show_progress="hidden",
@@ -93,7 +93,7 @@ def build(service: Service, checker: Any) -> gr.Blocks:
         started = demo.load(preferred_language, None, language, api_visibility="private", show_progress="hidden")
         for event in (started, translated):
             event.success(None, [tab.state], None, js=SHOW, api_visibility="private")
-            event.success(None, comparison.results[:2], None, js=SHOW_BOTH, api_visibility="private")
+            event.success(None, comparison.states, None, js=SHOW_BOTH, api_visibility="private")
     return demo
 
 

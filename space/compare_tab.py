@@ -49,10 +49,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareTab:
-    """`words` is what the language changes: component, property, key; `results` what a comparison does."""
+    """`words` is what the language changes: component, property, key; the rest is what a comparison does."""
 
     compared: gr.State
-    results: list[Any]
+    states: list[gr.JSON]
+    changes: gr.HTML
     words: list[tuple[Any, str, str]]
 
 
@@ -111,11 +112,12 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
         with errors_told(tongue):
             return compare_paths(earlier, now, tongue, progress, keep=True)
 
-    results = [*states, changes]
     settings: dict[str, Any] = {"show_progress_on": changes, "api_visibility": "private", **limit}
     done = (
-        button.click(compare_uploads, [prior, current, language], [prior, current, compared, *results], **settings),
-        example.click(compare_examples, [language], [compared, *results], **settings),
+        button.click(
+            compare_uploads, [prior, current, language], [prior, current, compared, *states, changes], **settings
+        ),
+        example.click(compare_examples, [language], [compared, *states, changes], **settings),
     )
     for event in done:
         event.success(None, states, None, js=SHOW_BOTH, api_visibility="private")
@@ -127,7 +129,7 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
         (prior_title, "title", "prior"),
         (current_title, "title", "current"),
     ]
-    return CompareTab(compared=compared, results=results, words=words)
+    return CompareTab(compared=compared, states=states, changes=changes, words=words)
 
 
 def stronger(change: Change) -> Finding:

@@ -206,6 +206,9 @@ def build_scan_tab(examples: Sequence[tuple[str, Path]]) -> ScanTab:
 # ---- what the events do ----
 
 
+PROGRESS = gr.Progress()  # by this default Gradio finds who reports progress
+
+
 class ScanEvents:
     """Handlers. Each takes the page and its language, and returns what the components become."""
 
@@ -222,7 +225,7 @@ class ScanEvents:
             upload = self.service.receive(files if keep and files else paths_of(files), keep)
             return self.read(page, turn, upload, None, language, progress)
 
-    def choose_series(self, number: int | None, page: Page, language: str, progress: gr.Progress) -> tuple:
+    def choose_series(self, number: int | None, page: Page, language: str, progress: gr.Progress = PROGRESS) -> tuple:
         turn, upload = page.begin(), page.session.upload
         with errors_told(language):
             if upload is None:
@@ -256,7 +259,7 @@ class ScanEvents:
             gr.Info(say(language, "choose_series"), duration=10)
         return outputs
 
-    def view(self, page: Page, language: str, progress: gr.Progress) -> Any:
+    def view(self, page: Page, language: str, progress: gr.Progress = PROGRESS) -> Any:
         """The scan for the viewer; nothing while a series has to be chosen."""
         session = page.session
         if session.key is not None:
@@ -265,7 +268,7 @@ class ScanEvents:
                 session.view = write_view(self.service.scan(session.key), self.service.work)
         return page.unless_replaced(session, self.state(session, language))
 
-    def analyse(self, page: Page, language: str, progress: gr.Progress) -> Any:
+    def analyse(self, page: Page, language: str, progress: gr.Progress = PROGRESS) -> Any:
         """Findings, similar scans, downloads, and the map of the first finding that is not absent."""
         session = page.session
         with errors_told(language):
@@ -316,7 +319,7 @@ class ScanEvents:
             session, (shown, self.state(session, language), gr.update(value=None, interactive=False))
         )
 
-    def draw(self, page: Page, language: str, progress: gr.Progress) -> Any:
+    def draw(self, page: Page, language: str, progress: gr.Progress = PROGRESS) -> Any:
         session = page.session
         with errors_told(language):
             scan, _ = self.service.analysed(session.key)
@@ -324,7 +327,7 @@ class ScanEvents:
             drawn = self.service.analyser.draw_components(scan)
         return page.unless_replaced(session, gr.update(value=drawn, visible=True))
 
-    def make_map(self, page: Page, language: str, progress: gr.Progress) -> Any:
+    def make_map(self, page: Page, language: str, progress: gr.Progress = PROGRESS) -> Any:
         session = page.session
         pointed = session.pointed
         with errors_told(language):
@@ -379,23 +382,8 @@ def connect_scan_tab(tab: ScanTab, service: Service, language: gr.Radio, compute
     private: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
     opened = [tab.page, tab.state, tab.readout, tab.series, tab.analyse, *tab.results]
 
-    def open_files(paths, page, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
+    def open_files(paths, page, tongue, progress=PROGRESS):
         return None, *events.open(paths, page, tongue, progress)  # or it would be sent again beside the next upload
-
-    def choose_series(number, page, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.choose_series(number, page, tongue, progress)
-
-    def view(page, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.view(page, tongue, progress)
-
-    def analyse(page, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.analyse(page, tongue, progress)
-
-    def draw(page, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.draw(page, tongue, progress)
-
-    def make_map(page, tongue, progress=gr.Progress()):  # noqa: B008
-        return events.make_map(page, tongue, progress)
 
     def show(event: Any) -> None:
         event.success(None, [tab.state], None, js=SHOW, **private)
@@ -403,12 +391,12 @@ def connect_scan_tab(tab: ScanTab, service: Service, language: gr.Radio, compute
     def then_view(opening: Any) -> None:
         show(opening)  # the scan before leaves the viewer
         show(opening.success(
-            view, [tab.page, language], tab.state, show_progress_on=tab.readout, **read, **private
+            events.view, [tab.page, language], tab.state, show_progress_on=tab.readout, **read, **private
         ))  # fmt: skip
 
     def analyse_on(start: Callable) -> None:
         show(start(
-            analyse, [tab.page, language], [tab.findings, tab.similar, tab.state, *tab.downloads],
+            events.analyse, [tab.page, language], [tab.findings, tab.similar, tab.state, *tab.downloads],
             show_progress_on=tab.findings, **compute, **private,
         ))  # fmt: skip
 
@@ -420,7 +408,7 @@ def connect_scan_tab(tab: ScanTab, service: Service, language: gr.Radio, compute
         then_view(opening)
     for button, path in tab.examples:
 
-        def open_example(page, tongue, progress=gr.Progress(), path=path):  # noqa: B008
+        def open_example(page, tongue, progress=PROGRESS, path=path):
             return events.open([str(path)], page, tongue, progress, keep=True)
 
         example = button.click(
@@ -429,7 +417,7 @@ def connect_scan_tab(tab: ScanTab, service: Service, language: gr.Radio, compute
         then_view(example)
         analyse_on(example.success)
     then_view(tab.series.input(
-        choose_series, [tab.series, tab.page, language], opened, show_progress_on=tab.readout, **read, **private
+        events.choose_series, [tab.series, tab.page, language], opened, show_progress_on=tab.readout, **read, **private
     ))  # fmt: skip
     analyse_on(tab.analyse.click)
     show(tab.findings.click(
@@ -440,6 +428,6 @@ def connect_scan_tab(tab: ScanTab, service: Service, language: gr.Radio, compute
             events.ask, [tab.question, tab.page, language], [tab.answer, tab.state, tab.map_file],
             show_progress_on=tab.answer, **private,
         ))  # fmt: skip
-    tab.draw.click(draw, [tab.page, language], tab.components, **compute, **private)
-    tab.make_map.click(make_map, [tab.page, language], tab.map_file, **compute, **private)
+    tab.draw.click(events.draw, [tab.page, language], tab.components, **compute, **private)
+    tab.make_map.click(events.make_map, [tab.page, language], tab.map_file, **compute, **private)
     return events

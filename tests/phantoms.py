@@ -30,5 +30,5 @@ def phantom_hu(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray
     return np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
 
 
-def phantom_volume() -> Volume:
-    return Volume(hu=phantom_hu(), affine=canonical_affine())
+def phantom_volume(seed: int = 0) -> Volume:
+    return Volume(hu=phantom_hu(seed=seed), affine=canonical_affine())

@@ -11,14 +11,13 @@ pytest.importorskip("gradio", reason="the extra [space] is not installed")
 pytest.importorskip("nibabel")
 
 import gradio as gr
-from ctfm import Volume
 
 import scan_tab
 from analysis import Analyser
 from loading import Source, load_weights
 from scan_tab import Page, ScanEvents
 from service import Service
-from tests.phantoms import canonical_affine, phantom_hu
+from tests.phantoms import phantom_volume
 from tests.space_process import CALIBRATION, save_stand_in, write_study
 from texts import FINDINGS_NL, TEXTS
 from uploads import ScanCache, Upload
@@ -41,7 +40,7 @@ def say_nothing(share: float, desc: str = "") -> None:
 
 def write_scan(folder: Path, seed: int) -> str:
     path = folder / f"{seed}.nii.gz"
-    Volume(hu=phantom_hu(seed=seed), affine=canonical_affine()).to_nifti(path)
+    phantom_volume(seed).to_nifti(path)
     return str(path)
 
 
