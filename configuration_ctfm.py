@@ -65,6 +65,9 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         windows: parts `(low, high)` of the range of `pixel_values` that the patch embedding sees, each stretched to 0 to 1 and
             clipped, as channels of their own: a lung window, a soft tissue window. `None` shows voxels as they are. With an
             image processor's window of -1000 to 1000 HU, `(0.42, 0.62)` is -160 to 240 HU.
+        stem_channels: channels of a convolutional stem in front of the patch embedding, one entry a stage; every stage halves
+            the resolution (Xiao et al. 2021, arXiv:2106.14881). A convolution learns a small structure once, a linear patch
+            embedding at every place inside the patch. `None` embeds the voxels themselves, as SPECTRE does.
         air_patch_level: `None` encodes every patch. A number leaves out the patches whose brightest voxel is at most
             that, in units of `pixel_values` (0 to 1): less work and other outputs, so use it with weights that were
             trained with it. With a window of -1000 to 1000 HU, 0.05 is -900 HU.
@@ -94,6 +97,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_range: float = 0.02
     pooled_grid: list[int] | tuple[int, ...] = (1, 1, 1)
     windows: list[list[float | int] | tuple[float | int, ...]] | None = None
+    stem_channels: list[int] | tuple[int, ...] | None = None
     air_patch_level: float | int | None = None
     crops_per_chunk: int = 8
     global_config: dict | PreTrainedConfig | None = field(default_factory=dict)
@@ -111,6 +115,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         self.patch_size = list(self.patch_size)
         self.pooled_grid = list(self.pooled_grid)
         self.windows = None if self.windows is None else [list(window) for window in self.windows]
+        self.stem_channels = None if self.stem_channels is None else list(self.stem_channels)
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -129,11 +134,28 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             self.windows and all(len(window) == 2 and window[0] < window[1] for window in self.windows)
         ):
             raise ValueError(f"windows {self.windows} must be pairs (low, high) with low < high, or None.")
+        if self.stem_channels is None:
+            return
+        if not self.stem_channels or any(size % self.stem_stride for size in self.patch_size):
+            raise ValueError(
+                f"stem_channels {self.stem_channels} must name at least one stage, and patch_size {self.patch_size} must "
+                f"be a multiple of the stem's stride, {self.stem_stride} (2 a stage)."
+            )
+        if self.air_patch_level is not None:
+            raise ValueError(
+                f"air_patch_level {self.air_patch_level} leaves patches of air out before the patch embedding, and a stem "
+                "sees whole crops. Set one of air_patch_level and stem_channels to None."
+            )
 
     @property
-    def embedded_channels(self) -> int:
-        """Channels that the patch embedding sees: each of the voxels' through each of the windows."""
+    def windowed_channels(self) -> int:
+        """Channels of the voxels as the model sees them: each of `num_channels` through each of the windows."""
         return self.num_channels * len(self.windows or [None])
+
+    @property
+    def stem_stride(self) -> int:
+        """Voxels along one axis under one place of the stem's features; 1 without a stem."""
+        return 2 ** len(self.stem_channels or ())
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -154,6 +176,12 @@ class CTFMConfig(PreTrainedConfig):
         text_config: any text encoder that transformers knows (`BertConfig`, `Qwen3Config`, ...).
         text_pooling: `"mean"` over the tokens, or `"last"` token, as decoder-only encoders are trained.
         projection_hidden_size, projection_bottleneck_size, projection_dim: widths of both projection heads.
+        token_scores: patch tokens are projected into the joint space, too. A text's score for a scan is then a soft maximum
+            over its tokens beside the similarity of the whole scan, its map is the tokens' own scores, and the classifier
+            reads tokens beside the scan's feature. False compares whole scans alone, as SPECTRE does.
+        structures: number -> name of what `CTFMForSemanticSegmentation` segments, where these are other than `id2label`: one
+            checkpoint then holds trained weights for findings of scans and for structures of voxels.
+        decoder_stride: 1 segments at the crop's resolution, 2 at half of it, for an eighth of the work.
         logit_scale_init_value, logit_bias_init_value: of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343).
         calibration: what turns similarity into probability, for every finding that was calibrated; `train/evaluate.py`
             fits it to scans of a split of their own. With x the logit of the present prompt minus that of the absent one,
@@ -176,6 +204,9 @@ class CTFMConfig(PreTrainedConfig):
     projection_hidden_size: int = 2048
     projection_bottleneck_size: int = 256
     projection_dim: int = 512
+    token_scores: bool = False
+    structures: dict[int, str] | dict[str, str] | None = None
+    decoder_stride: int = 1
     logit_scale_init_value: float | int = math.log(10)
     logit_bias_init_value: float | int = -10.0
     initializer_range: float = 0.02
@@ -196,6 +227,11 @@ class CTFMConfig(PreTrainedConfig):
         }
     )
 
+    def __post_init__(self, **kwargs):
+        if self.structures is not None:  # JSON has no whole numbers as keys
+            self.structures = {int(number): name for number, name in self.structures.items()}
+        super().__post_init__(**kwargs)
+
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs: Any) -> "CTFMConfig":
         """Also takes the config of a `CTFMVisionModel`, so that heads grow on a scan encoder without a text tower."""
@@ -208,6 +244,13 @@ class CTFMConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         if self.text_pooling not in ("mean", "last"):
             raise ValueError(f'text_pooling "{self.text_pooling}" must be "mean" or "last".')
+        if self.decoder_stride not in (1, 2):
+            raise ValueError(f"decoder_stride {self.decoder_stride} must be 1 or 2.")
+        if self.token_scores and getattr(self.vision_config, "global_config", None) is None:
+            raise ValueError(
+                "token_scores needs the global transformer, which tells a token where in the patient it lies, and "
+                "vision_config.global_config is None."
+            )
 
 
 __all__ = ["CTFMConfig", "CTFMGlobalConfig", "CTFMVisionConfig"]

@@ -54,6 +54,7 @@ class CTFMVisionOutput(ModelOutput):
         (`config.global_config` is None), the largest value of every descriptor channel over the real crops.
     crop_embeds `(b, g, t, 2e)`: crop descriptors, as the local transformer left them.
     dense_features `(b, g, d, h, w, e)`: patch tokens in place, when `output_dense_features=True`.
+    occupied `(b, g)`: True where a crop holds more than air and padding.
     hidden_states, attentions: of the local transformer, `(b, g, p + n, e)` and `(b, g, k, p + n, p + n)`.
     """
 
@@ -61,6 +62,7 @@ class CTFMVisionOutput(ModelOutput):
     pooler_output: Tensor | None = None
     crop_embeds: Tensor | None = None
     dense_features: Tensor | None = None
+    occupied: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -226,6 +228,12 @@ class CTFMLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.layer_scale2(branch))
 
 
+# One checkpoint holds weights for several classes, and each of them leaves what belongs to the others.
+JOINT_SPACE = [r"^text_", r"^visual_projection", r"^logit_", r"^token_(projection|scale|bias)", r"^score_"]
+CLASSIFIER = [r"^classifier", r"^token_(head|weights)"]
+DECODER = [r"^decoder"]
+
+
 class CTFMPreTrainedModel(PreTrainedModel):
     config: CTFMConfig
     config_class = CTFMConfig
@@ -250,6 +258,9 @@ class CTFMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, CTFMStemStage):
+            for convolution in (module.down, module.refine):  # no norm follows: keep the variance (He et al. 2015)
+                init.normal_(convolution.weight, std=math.sqrt(2 / convolution.weight[0].numel()))
         elif isinstance(module, CTFMLayerScale):
             init.constant_(module.scale, module.initial_value)
         elif isinstance(module, CTFMPatchEmbeddings):
@@ -260,36 +271,88 @@ class CTFMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CTFMModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+            if self.config.token_scores:
+                init.constant_(module.token_scale, self.config.logit_scale_init_value)
+                init.constant_(module.token_bias, TOKEN_BIAS)
+                init.ones_(module.score_weights)
+                init.zeros_(module.score_bias)
+        elif isinstance(module, CTFMForImageClassification) and self.config.token_scores:
+            init.constant_(module.token_head.out.bias, TOKEN_BIAS)
 
 
 # ---- local: crops -> tokens ----
 
 
+def apply_windows(voxels: Tensor, windows: Sequence[Sequence[float]] | None, dim: int) -> Tensor:
+    """Voxels through each window, stretched to 0 to 1 and clipped, one after the other along `dim`."""
+    if not windows:
+        return voxels
+    return torch.cat([((voxels - low) / (high - low)).clamp(0, 1) for low, high in windows], dim)
+
+
+class CTFMStemStage(nn.Module):
+    """A convolution that halves the resolution, and a residual one at that resolution."""
+
+    def __init__(self, num_inputs: int, num_outputs: int):
+        super().__init__()
+        self.down = nn.Conv3d(num_inputs, num_outputs, 3, stride=2, padding=1)
+        self.refine = nn.Conv3d(num_outputs, num_outputs, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = nn.functional.gelu(self.down(features))
+        return features + nn.functional.gelu(self.refine(features))
+
+
+class CTFMStem(nn.Module):
+    """Crops through their windows -> features at a fraction of the resolution: `(b, c, D, H, W) -> (b, f, D/s, H/s, W/s)`."""
+
+    def __init__(self, config: CTFMVisionConfig):
+        super().__init__()
+        self.windows = config.windows
+        channels = [config.windowed_channels, *(config.stem_channels or ())]
+        self.stages = nn.ModuleList(
+            [CTFMStemStage(before, after) for before, after in zip(channels, channels[1:], strict=False)]
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        # Windows before the cast: in bfloat16 a voxel of a wide window is known to some 10 HU alone.
+        features = apply_windows(pixel_values, self.windows, 1)
+        features = features.to(self.stages[0].down.weight.dtype)
+        for stage in self.stages:
+            features = stage(features)
+        return features
+
+
 class CTFMPatchEmbeddings(nn.Module):
     def __init__(self, config: CTFMVisionConfig):
         super().__init__()
-        self.patch_size, self.windows = tuple(config.patch_size), config.windows or []
-        self.projection = nn.Linear(config.embedded_channels * math.prod(self.patch_size), config.hidden_size)
+        self.patch_size, self.windows = tuple(config.patch_size), config.windows
+        self.stem = None if config.stem_channels is None else CTFMStem(config)
+        embedded_channels = config.windowed_channels if self.stem is None else config.stem_channels[-1]
+        embedded_size = math.prod(size // config.stem_stride for size in self.patch_size)
+        self.projection = nn.Linear(embedded_channels * embedded_size, config.hidden_size)
         self.prefix_tokens = nn.Parameter(torch.zeros(1, config.num_prefix_tokens, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
     def cut(self, pixel_values: Tensor) -> Tensor:
-        """Voxels of every patch: `(b, c, D, H, W) -> (b, d, h, w, c * patch voxels)`."""
+        """Voxels, or the stem's features, of every patch: `(b, c, D, H, W) -> (b, d, h, w, c * places in a patch)`."""
         if pixel_values.ndim != 5 or any(s % p for s, p in zip(pixel_values.shape[2:], self.patch_size, strict=True)):
             raise ValueError(
                 f"A batch of crops must have shape (b, c, D, H, W) with D, H, W multiples of the patch size "
                 f"{self.patch_size}, not {tuple(pixel_values.shape)}. CTFMImageProcessor cuts a scan into such crops."
             )
-        b, c = pixel_values.shape[:2]
         d, h, w = (s // p for s, p in zip(pixel_values.shape[2:], self.patch_size, strict=True))
-        pd, ph, pw = self.patch_size
+        if self.stem is not None:
+            pixel_values = self.stem(pixel_values)
+        b, c = pixel_values.shape[:2]
+        pd, ph, pw = (s // n for s, n in zip(pixel_values.shape[2:], (d, h, w), strict=True))
         patches = pixel_values.reshape(b, c, d, pd, h, ph, w, pw)
         return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, d, h, w, c * pd * ph * pw)
 
     def forward(self, patches: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
         patches = patches.flatten(1, 3)  # (b, d, h, w, voxels) -> (b, n, voxels)
-        if self.windows:
-            patches = torch.cat([((patches - low) / (high - low)).clamp(0, 1) for low, high in self.windows], -1)
+        if self.stem is None:
+            patches = apply_windows(patches, self.windows, -1)
         tokens = self.projection(patches.to(self.projection.weight.dtype))  # -> (b, n, e)
         if bool_masked_pos is not None:
             tokens = torch.where(bool_masked_pos[..., None], self.mask_token.to(tokens.dtype), tokens)
@@ -384,7 +447,7 @@ class CTFMBackbone(BackboneMixin, CTFMPreTrainedModel):
     config_class = CTFMVisionConfig
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
-    _keys_to_ignore_on_load_unexpected = [r"^(vision_model\.)?global_model", r"^text_", r"^visual_", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected = [r"^(vision_model\.)?global_model", *JOINT_SPACE, *CLASSIFIER, *DECODER]
 
     def __init__(self, config: CTFMVisionConfig):
         super().__init__(config)
@@ -479,7 +542,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
     config_class = CTFMVisionConfig
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
-    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected = [*JOINT_SPACE, *CLASSIFIER, *DECODER]
 
     def __init__(self, config: CTFMVisionConfig):
         super().__init__(config)
@@ -526,6 +589,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             pooler_output=output.pooler_output,
             crop_embeds=descriptors,
             dense_features=self.to_grid(local.last_hidden_state, pixel_values) if output_dense_features else None,
+            occupied=pixel_values.flatten(2).any(2),
             hidden_states=local.hidden_states,
             attentions=local.attentions,
         )
@@ -637,8 +701,51 @@ class CTFMProjectionHead(nn.Module):
         return self.out(self.fc3(features))
 
 
+TOKEN_BIAS = -4.0  # most findings are in few tokens: the first answers are near that
+POOLED_TOKENS = 64  # the largest scores of a scan, which speak for it
+
+
+class CTFMTokenHead(nn.Module):
+    """Patch tokens, each beside what the global transformer says of its crop, -> one vector a token.
+
+    A token knows what it holds; which side of which patient it lies on, it learns from the crop's global token.
+    """
+
+    def __init__(self, config: CTFMConfig, num_outputs: int):
+        super().__init__()
+        vision, width = config.vision_config, config.projection_hidden_size
+        self.tokens = nn.Linear(vision.hidden_size, width)
+        self.context = nn.Linear(vision.global_config.hidden_size, width)
+        self.out = nn.Linear(width, num_outputs)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """`(b, g, d, h, w, e)` and `(b, g, global e)` -> `(b, g, d, h, w, outputs)`."""
+        context = self.context(context)[:, :, None, None, None]
+        return self.out(nn.functional.gelu(self.tokens(tokens) + context))
+
+
+def crop_context(last_hidden_state: Tensor, num_crops: int) -> Tensor:
+    """What the global transformer says of each crop, the mean over its descriptors: `(b, 1 + g*t, e) -> (b, g, e)`."""
+    return last_hidden_state[:, 1:].unflatten(1, (num_crops, -1)).mean(2)
+
+
+def pool_token_scores(scores: Tensor, occupied: Tensor) -> Tensor:
+    """A soft maximum over the tokens of a scan: log-sum-exp of the largest, `(b, k, g, d, h, w) -> (b, k)`.
+
+    A mean would drown a finding of one token among thousands (arXiv:2606.11606); the largest alone would let a scan with
+    more of a finding count no more than one with less.
+
+    Args:
+        occupied: `(b, g)`, False for crops of air and padding, which have no say.
+    """
+    scores = scores.float().masked_fill(~occupied[:, None, :, None, None, None], -torch.inf).flatten(2)
+    return scores.topk(min(POOLED_TOKENS, scores.shape[2]), 2).values.logsumexp(2)
+
+
 class CTFMModel(CTFMPreTrainedModel):
     """Scans and texts in one space; `logits_per_image` says how well each text fits each scan."""
+
+    _keys_to_ignore_on_load_unexpected = [*CLASSIFIER, *DECODER]
 
     def __init__(self, config: CTFMConfig):
         super().__init__(config)
@@ -650,6 +757,12 @@ class CTFMModel(CTFMPreTrainedModel):
         self.text_projection = CTFMProjectionHead(config.text_config.hidden_size, config)
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.logit_bias = nn.Parameter(torch.full((1,), float(config.logit_bias_init_value)))
+        if config.token_scores:
+            self.token_projection = CTFMTokenHead(config, config.projection_dim)
+            self.token_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
+            self.token_bias = nn.Parameter(torch.full((1,), TOKEN_BIAS))
+            self.score_weights = nn.Parameter(torch.ones(2))  # of the whole scan's similarity, of its tokens'
+            self.score_bias = nn.Parameter(torch.zeros(1))
         self.post_init()
 
     def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **settings: Any) -> None:
@@ -692,6 +805,35 @@ class CTFMModel(CTFMPreTrainedModel):
             attentions=output.attentions,
         )
 
+    def score_texts(self, image: CTFMVisionOutput, directions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """How well each text fits each scan, as a logit, and with token scores where.
+
+        Args:
+            image: of `get_image_features`; with `config.token_scores` it needs `output_dense_features=True`.
+            directions: `(texts, e)` in the joint space: a text's embedding of length 1, or a present prompt's minus an
+                absent one's, whose score is then the logit of present against absent.
+
+        Returns:
+            `(b, texts)` and, with `config.token_scores`, each token's own score `(b, texts, g, d, h, w)`: the log odds that
+            this patch shows what the text says.
+        """
+        embeds = nn.functional.normalize(image.pooler_output, dim=-1)
+        similarities = (embeds @ directions.to(embeds).t()).float() * self.logit_scale.exp()
+        if not self.config.token_scores:
+            return similarities, None
+        scores = self.score_tokens(image.dense_features, image.last_hidden_state, directions)
+        pooled = pool_token_scores(scores, image.occupied)
+        return similarities * self.score_weights[0] + pooled * self.score_weights[1] + self.score_bias, scores
+
+    def score_tokens(self, dense_features: Tensor | None, last_hidden_state: Tensor, directions: Tensor) -> Tensor:
+        """`(b, g, d, h, w, e)` patch tokens, the global transformer's output, `(texts, e)` -> `(b, texts, g, d, h, w)`."""
+        if dense_features is None:
+            raise ValueError("The vision output has no dense features; ask for output_dense_features=True.")
+        context = crop_context(last_hidden_state, dense_features.shape[1])
+        embeds = nn.functional.normalize(self.token_projection(dense_features, context), dim=-1)
+        cosines = (embeds @ directions.to(embeds).t()).movedim(-1, 1)
+        return cosines.float() * self.token_scale.exp() + self.token_bias
+
     def get_text_maps(
         self,
         vision_output: CTFMVisionOutput,
@@ -701,7 +843,7 @@ class CTFMModel(CTFMPreTrainedModel):
     ) -> Tensor:
         """Where a scan is like a text: how much every patch adds to the similarity, `(b, texts, g, d, h, w)`.
 
-        The crop descriptors hold the mean of the patch tokens, so the similarity's gradient with respect to that mean, times
+        With `config.token_scores` these are the tokens' own scores, see `score_texts`. Without, the crop descriptors hold the mean of the patch tokens, so the similarity's gradient with respect to that mean, times
         what a patch departs from the scan's mean patch, is the patch's share to first order. Only the global transformer is
         differentiated, so this is quick. Positive supports the text. `to_patient_space` brings maps to the scan's voxels.
 
@@ -713,6 +855,10 @@ class CTFMModel(CTFMPreTrainedModel):
         dense, descriptors = vision_output.dense_features, vision_output.crop_embeds
         if dense is None or descriptors is None:
             raise ValueError("The vision output has no dense features; ask for output_dense_features=True.")
+        coordinates = self.vision_model.descriptor_coordinates(crop_grid, descriptors.shape[1])
+        if self.config.token_scores:
+            mixed = self.vision_model.mix_descriptors(descriptors, coordinates, crop_mask)
+            return self.score_tokens(dense, mixed.last_hidden_state, directions)
         counts = torch.ones_like(
             dense[..., :1], dtype=torch.bool
         )  # (b, g, d, h, w, 1), the patches that descriptors hold
@@ -725,7 +871,6 @@ class CTFMModel(CTFMPreTrainedModel):
         sizes = [n for size, count in zip(dense.shape[2:5], cells, strict=True) for n in (count, size // count)]
         departures = ((dense - mean) * counts).flatten(2, 4).unflatten(2, sizes)  # -> (b, g, 3 x (cells, in a cell), e)
         counts = counts.flatten(2, 4).unflatten(2, sizes).sum((3, 5, 7), keepdim=True).clamp(min=1)
-        coordinates = self.vision_model.descriptor_coordinates(crop_grid, descriptors.shape[1])
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -767,14 +912,14 @@ class CTFMModel(CTFMPreTrainedModel):
             pixel_values,
             crop_grid,
             crop_mask,
-            output_dense_features=output_dense_features,
+            output_dense_features=output_dense_features or self.config.token_scores,
             return_dict=True,
             **kwargs,
         )
         text = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         image_embeds = nn.functional.normalize(image.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text.pooler_output, dim=-1)
-        logits_per_text = text_embeds @ image_embeds.t() * self.logit_scale.exp() + self.logit_bias
+        logits_per_text = self.score_texts(image, text_embeds)[0].t() + self.logit_bias
         loss = None
         if return_loss:
             belongs = 2 * torch.eye(len(logits_per_text), device=logits_per_text.device) - 1
@@ -810,16 +955,28 @@ class CTFMForImageClassification(CTFMPreTrainedModel):
 
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
-    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected = [*JOINT_SPACE, *DECODER]
 
     def __init__(self, config: CTFMConfig):
         super().__init__(config)
         self.vision_model = CTFMVisionModel._from_config(config.vision_config)
         self.classifier = nn.Linear(config.vision_config.feature_size, config.num_labels)
+        if config.token_scores:
+            self.token_head = CTFMTokenHead(config, config.num_labels)
+            self.token_weights = nn.Parameter(torch.ones(config.num_labels))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
+
+    def score(self, output: CTFMVisionOutput) -> tuple[Tensor, Tensor | None]:
+        """Logits of the findings, `(b, findings)`, and with `config.token_scores` of each token, `(b, findings, g, d, h, w)`."""
+        logits = self.classifier(output.pooler_output).float()
+        if not self.config.token_scores:
+            return logits, None
+        context = crop_context(output.last_hidden_state, output.dense_features.shape[1])
+        scores = self.token_head(output.dense_features, context).movedim(-1, 1)
+        return logits + pool_token_scores(scores, output.occupied) * self.token_weights, scores
 
     @can_return_tuple
     def forward(
@@ -837,8 +994,9 @@ class CTFMForImageClassification(CTFMPreTrainedModel):
             labels: `(b, findings)`, 1 present, 0 absent, NaN not stated; the loss is the mean binary cross entropy over
                 what is stated. With another `config.problem_type`, what `transformers` defines for it.
         """
+        kwargs["output_dense_features"] = self.config.token_scores
         output = self.vision_model(pixel_values, crop_grid, crop_mask, return_dict=True, **kwargs)
-        logits = self.classifier(output.pooler_output)
+        logits = self.score(output)[0].to(output.pooler_output.dtype)
         loss = None
         if labels is not None and self.config.problem_type == "multi_label_classification":
             loss = multi_label_loss(logits, labels)
@@ -870,19 +1028,23 @@ class CTFMFineDecoder(nn.Module):
     def __init__(self, config: CTFMConfig, width: int = 16):
         super().__init__()
         vision = config.vision_config
+        self.windows = vision.windows
         self.tokens = nn.Linear(vision.hidden_size, 4 * width)
         self.context = nn.Linear(vision.global_config.hidden_size, 4 * width)
-        self.stem1 = nn.Conv3d(vision.num_channels, width, 3, padding=1)
+        self.stem1 = nn.Conv3d(vision.windowed_channels, width, 3, stride=config.decoder_stride, padding=1)
         self.stem2 = nn.Conv3d(width, 2 * width, 3, stride=2, padding=1)
         self.stem4 = nn.Conv3d(2 * width, 4 * width, 3, stride=2, padding=1)
         self.up4 = nn.Conv3d(4 * width, 2 * width, 3, padding=1)
         self.up2 = nn.Conv3d(2 * width, width, 3, padding=1)
         self.up1 = nn.Conv3d(width, width, 3, padding=1)
-        self.classifier = nn.Conv3d(width, config.num_labels, 1)
+        self.classifier = nn.Conv3d(
+            width, config.num_labels if config.structures is None else len(config.structures), 1
+        )
 
     def forward(self, crops: Tensor, tokens: Tensor, context: Tensor) -> Tensor:
         """`(m, c, D, H, W)`, `(m, d, h, w, e)` and `(m, e)` of m crops -> `(m, labels, D, H, W)`."""
         activation, resize = nn.functional.gelu, nn.functional.interpolate
+        crops = apply_windows(crops, self.windows, 1).to(self.stem1.weight.dtype)
         fine = activation(self.stem1(crops))
         middle = activation(self.stem2(fine))
         coarse = self.stem4(middle)
@@ -890,7 +1052,8 @@ class CTFMFineDecoder(nn.Module):
         coarse = activation(coarse + resize(meaning, coarse.shape[2:], mode="trilinear"))
         middle = activation(self.up4(resize(coarse, middle.shape[2:], mode="trilinear")) + middle)
         fine = activation(self.up2(resize(middle, fine.shape[2:], mode="trilinear")) + fine)
-        return self.classifier(activation(self.up1(fine)))
+        logits = self.classifier(activation(self.up1(fine)))
+        return logits if logits.shape[2:] == crops.shape[2:] else resize(logits, crops.shape[2:], mode="trilinear")
 
 
 class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
@@ -898,7 +1061,7 @@ class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
 
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
-    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^visual_projection", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected = [*JOINT_SPACE, *CLASSIFIER]
 
     def __init__(self, config: CTFMConfig):
         super().__init__(config)
@@ -936,9 +1099,8 @@ class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
             pixel_values, crop_grid, crop_mask, output_dense_features=True, return_dict=True, **kwargs
         )
         b, g = pixel_values.shape[:2]
-        context = output.last_hidden_state[:, 1:].unflatten(1, (g, -1)).mean(2)  # (b, 1 + g*t, e) -> (b, g, e)
-        crops = pixel_values.flatten(0, 1).to(self.decoder.stem1.weight.dtype)
-        inputs = (crops, output.dense_features.flatten(0, 1), context.flatten(0, 1))
+        context = crop_context(output.last_hidden_state, g)
+        inputs = (pixel_values.flatten(0, 1), output.dense_features.flatten(0, 1), context.flatten(0, 1))
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             logits = self.decoder(*inputs)
         else:

@@ -34,10 +34,22 @@ def num_tokens(config: CTFMVisionConfig, size: Sequence[int]) -> int:
     return num_patches + 1 + config.num_register_tokens
 
 
+def stem_flops(config: CTFMVisionConfig, size: Sequence[int]) -> float:
+    """Forward of the convolutional stem over one crop; 0 without one."""
+    total, before, voxels = 0.0, config.windowed_channels, math.prod(size)
+    for channels in config.stem_channels or ():
+        voxels /= 8
+        total += 2 * voxels * 27 * channels * (before + channels)
+        before = channels
+    return total
+
+
 def crop_flops(config: CTFMVisionConfig, size: Sequence[int], backward: bool = False) -> float:
     """Forward of the local transformer over one crop or view; with `backward` both, in which voxels get no gradient."""
     num_patches = num_tokens(config, size) - 1 - config.num_register_tokens
-    embedding = 2 * num_patches * math.prod(config.patch_size) * config.embedded_channels * config.hidden_size
+    embedded = config.stem_channels[-1] if config.stem_channels else config.windowed_channels
+    places = math.prod(n // config.stem_stride for n in config.patch_size)
+    embedding = 2 * num_patches * places * embedded * config.hidden_size + stem_flops(config, size)
     layers = layer_flops(config, num_tokens(config, size))
     return 2 * embedding + 3 * layers if backward else embedding + layers
 
