@@ -198,7 +198,6 @@ def test_whole_scans_come_with_their_reports(prepared: tuple[Path, dict[str, np.
     for sample in batch:
         np.testing.assert_array_equal(sample.hu.numpy(), scans[sample.scan_id])
         assert sample.report == f"Report {sample.hu.shape[0] - 20}."
-    assert len({sample.report_key for sample in batch}) == 6
 
 
 def test_a_manifest_of_250000_scans_opens_and_is_drawn_from(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One process with the whole batch against two real ones (gloo) with half of it each, wrapped by DDP."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def steps_of(case: str, processes: Processes) -> list[Step]:
         batches, part_of = [tiny_views(4, seed) for seed in (0, 1)], part_of_views
     else:
         model = tiny_alignment(processes=processes, local_is_frozen=case == "first phase")
-        batches, part_of = [tiny_pairs(4, seed) for seed in (0, 1)], part_of_pairs
+        same = torch.tensor([[0], [1], [0], [2]])  # a report of the first process, and of the second
+        batches, part_of = [replace(tiny_pairs(4, seed), text_keys=same) for seed in (0, 1)], part_of_pairs
     rows = 4 // processes.count
     mine = slice(processes.rank * rows, (processes.rank + 1) * rows)
     wrapped = model if processes.count == 1 else DistributedDataParallel(model)

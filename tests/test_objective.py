@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,68 @@ def test_sigmoid_loss_of_one_pair_by_hand() -> None:
     loss, metrics = alignment.sigmoid_loss(embeds, embeds, torch.tensor([math.log(10)]), torch.tensor([-10.0]))
     assert float(loss) == pytest.approx(math.log(2) + math.log1p(math.exp(-10)), abs=1e-6)
     assert float(metrics["nearest_is_own"]) == 1.0
+
+
+def test_texts_that_share_a_key_are_no_negatives_of_each_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=-1) for _ in range(2))
+    scale, bias = torch.tensor([math.log(10)]), torch.tensor([-1.0])
+    keys = torch.tensor([[1, 5], [2, 6], [1, 7], [3, 6]])  # 0 and 2 are the same report; of 1 and 3 the same is read
+    loss, metrics = alignment.sigmoid_loss(images, texts, scale, bias, keys)
+    logits = images @ texts.T * 10 - 1
+    signs = 2 * torch.eye(4) - 1
+    kept = torch.ones(4, 4)
+    for i, j in ((0, 2), (1, 3)):
+        kept[i, j] = kept[j, i] = 0
+    expected = -(nn.functional.logsigmoid(signs * logits) * kept).sum(1).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics["unmatched"], loss - metrics["matched"])
+    alone = torch.arange(8).view(4, 2)
+    torch.testing.assert_close(
+        alignment.sigmoid_loss(images, texts, scale, bias, alone)[0],
+        alignment.sigmoid_loss(images, texts, scale, bias)[0],
+    )
+
+
+def test_an_equal_report_counts_as_the_own_one_among_the_nearest() -> None:
+    images, texts = torch.eye(3), torch.eye(3)[[1, 0, 2]]
+    scale, bias = torch.tensor([math.log(10)]), torch.tensor([-10.0])
+    for keys, share in (([[1], [1], [2]], 1.0), ([[1], [3], [2]], 1 / 3)):
+        metrics = alignment.sigmoid_loss(images, texts, scale, bias, torch.tensor(keys))[1]
+        assert float(metrics["nearest_is_own"]) == pytest.approx(share)
+
+
+def unit_rows(rows: int, size: int, seed: int) -> Tensor:
+    """Of length 1, as they come out of autocast."""
+    random = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.normalize(random, dim=-1).bfloat16()
+
+
+def sigmoid_of(images: Tensor, texts: Tensor) -> Tensor:
+    return alignment.sigmoid_loss(images, texts, torch.tensor([math.log(30)]), torch.tensor([-10.0]))[0]
+
+
+def prompts_of(images: Tensor, texts: Tensor) -> Tensor:
+    labels = (torch.arange(64).view(16, 4) % 3 == 0).float()
+    return alignment.prompt_loss(images, texts[:4], texts[4:8], labels, torch.tensor([math.log(30)]))
+
+
+def koleo_of(images: Tensor, texts: Tensor) -> Tensor:
+    return objective.koleo_loss(torch.cat((images, images + 0.01 * texts)))  # pairs that are very near
+
+
+def gram_of(images: Tensor, texts: Tensor) -> Tensor:
+    return objective.gram_loss(images[None], (images + 0.01 * texts)[None])
+
+
+@pytest.mark.parametrize("loss", [sigmoid_of, prompts_of, koleo_of, gram_of])
+def test_a_loss_under_autocast_is_that_of_its_inputs_in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    images, texts = unit_rows(16, 32, 0), unit_rows(16, 32, 1)
+    expected = loss(images.float(), texts.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(images.float(), texts.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_gram_of_a_rotated_space_is_zero() -> None:

@@ -1,6 +1,8 @@
 """The loop as it is started, killed, asked to leave and started again; what it trains, skips, stops at and exports."""
 
 import copy
+import csv
+import itertools
 import json
 import math
 import os
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from ctfm.train import monitor as monitoring
 from ctfm.train import pretrain as loop
 from ctfm.train.checkpoint import check_recipe, load_exported
 from ctfm.train.data import SourceConfig, StepBatches
+from ctfm.train.prepare import main as prepare
 from ctfm.train.processes import ALONE
 from ctfm.train.recipes import RECIPES, Recipe, SegmentationPhase
 from ctfm.train.segmentation import SegmentationBatch
@@ -420,6 +424,41 @@ def test_recipes_make_models_of_their_phases(name: str, data: Path, tmp_path: Pa
     batches = StepBatches(task.schedule, start_step=0, stop_step=1, batch_size=2)
     loss, _ = task.objective.train()(task.make_batch(next(iter(task.load(batches, 0)))))
     assert loss.isfinite()
+
+
+def edit_table(folder: Path, name: str, edit: Callable[[int, dict[str, str]], dict[str, str]]) -> Path:
+    """The phantoms of `tiny_data` prepared anew, with other rows in their table."""
+    table = folder / "phantoms" / "table.csv"
+    with table.open(newline="") as file:
+        rows = [edit(number, row) for number, row in enumerate(csv.DictReader(file))]
+    with table.with_name(f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    prepare(["csv", str(table.with_name(f"{name}.csv")), str(folder / name), "--num-workers", "0"])
+    return folder / name
+
+
+def test_alignment_draws_scans_that_have_a_report_and_knows_equal_ones(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["", "Normal chest.", "NORMAL  chest.", "A lung nodule."]
+    some = edit_table(data.parent, "some", lambda number, row: row | {"report": texts[number % 4]})
+    none = edit_table(data.parent, "none", lambda _, row: row | {"report": " "})
+    recipe = only("alignment_of_all")
+    sources = tuple(SourceConfig(folder=str(folder), split="train") for folder in (none, some))
+    task = make_task(recipe, "alignment_of_all", sources, tmp_path)
+    assert f"No scan in {none} has a report" in capsys.readouterr().out
+    assert [source.folder for source in task.schedule.config.sources] == [str(some)]
+    batches = StepBatches(task.schedule, start_step=0, stop_step=5, batch_size=4)
+    for loaded in task.load(batches, 0):
+        assert all(sample.report for sample in loaded)
+        keys = task.make_batch(loaded).text_keys
+        for i, j in itertools.product(range(4), range(4)):
+            words = [" ".join(loaded[k].report.lower().split()) for k in (i, j)]
+            assert bool((keys[i, 0] == keys[j, 0]).item()) is (words[0] == words[1])
+    with pytest.raises(ValueError, match=r"No scan of split 'train' in .*none has a report"):
+        make_task(recipe, "alignment_of_all", sources[:1], tmp_path)
 
 
 def test_alignment_asks_about_parts_of_scans_whose_descriptors_are_cached(data: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the text tower reads of a report in one step."""
 
+import pytest
 from ctfm.train.reports import ReportConfig, split_sections, vary_report
 
 REPORT = (
@@ -59,3 +60,28 @@ def test_an_excerpt_is_consecutive_sentences_of_one_section_that_states() -> Non
 
 def test_a_report_that_states_nothing_is_read_as_it_is() -> None:
     assert vary_report("Technique: Without contrast.", ReportConfig(), 0) == "Technique: Without contrast."
+
+
+def test_a_report_without_a_heading_is_read_whole_or_in_excerpts() -> None:
+    report = "A small nodule. No effusion."
+    assert split_sections(report) == [("findings", report)]
+    assert {vary_report(report, WHOLE, seed) for seed in SEEDS} == {f"Findings: {report}"}
+    excerpts = ReportConfig(excerpt_probability=1.0, longest_excerpt=1)
+    assert {vary_report(report, excerpts, seed) for seed in SEEDS} == {"A small nodule.", "No effusion."}
+
+
+@pytest.mark.parametrize("report", ["", " \n", "Findings:", "Findings:\nImpression:\n"])
+def test_a_report_that_says_nothing_has_no_section_and_stays_as_it_is(report: str) -> None:
+    assert split_sections(report) == []
+    assert {vary_report(report, ReportConfig(), seed) for seed in SEEDS} == {report}
+
+
+def test_headings_within_one_line_part_it_and_words_within_a_sentence_do_not() -> None:
+    line = "History: Cough. FINDINGS: A nodule. Impression : One nodule, impression: unchanged."
+    assert split_sections(line) == [
+        ("history", "Cough."),
+        ("findings", "A nodule."),
+        ("impression", "One nodule, impression: unchanged."),
+    ]
+    assert len({vary_report(line, ReportConfig(), seed) for seed in SEEDS}) > 5
+    assert {vary_report("Normal.", WHOLE, seed) for seed in SEEDS} == {"Findings: Normal."}

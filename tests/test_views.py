@@ -176,7 +176,6 @@ def test_scans_are_cut_as_the_image_processor_cuts_them(spacing: str | tuple[flo
             hu=torch.from_numpy(volume.hu),
             affine=np.asarray(volume.affine),
             report="",
-            report_key="",
             labels={},
         )
         for n, volume in enumerate(volumes)

@@ -19,7 +19,6 @@ from ctfm.train.views import ViewConfig, ViewShape
 from tests.tiny import TEXT, VISION, tiny_config, tiny_crops
 
 SELF_SUPERVISION = {
-    "total_steps": 200,
     "num_prototypes": 32,
     "head_hidden_size": 24,
     "head_bottleneck_size": 12,
@@ -29,12 +28,12 @@ SELF_SUPERVISION = {
 
 
 def tiny_self_supervision(
-    seed: int = 0, processes: Processes = ALONE, vision: dict | None = None, **numbers: object
+    seed: int = 0, processes: Processes = ALONE, vision: dict | None = None, total_steps: int = 200, **numbers: object
 ) -> SelfSupervisionObjective:
     torch.manual_seed(seed)
     local_model = CTFMLocalModel(tiny_config(**(vision or {})).vision_config)
     config = SelfSupervisionConfig(**SELF_SUPERVISION | numbers)  # type: ignore[arg-type]
-    return SelfSupervisionObjective(local_model, config, processes).train()
+    return SelfSupervisionObjective(local_model, config, total_steps=total_steps, processes=processes).train()
 
 
 def tiny_views(crops: int = 4, seed: int = 0, local_views: int = 3) -> SelfSupervisionBatch:
@@ -77,6 +76,7 @@ def tiny_pairs(scans: int = 4, seed: int = 0) -> AlignmentBatch:
     return AlignmentBatch(
         input_ids=torch.randint(1, 100, (scans, 6), generator=generator),
         attention_mask=torch.arange(6)[None] < torch.randint(3, 7, (scans, 1), generator=generator),
+        text_keys=torch.arange(scans)[:, None],
         crop_grid=crop_grid,
         crop_mask=crop_mask,
         pixel_values=tiny_crops(scans, seed=seed) * brightness * crop_mask[:, :, None, None, None, None],
@@ -128,7 +128,7 @@ def tiny_recipe(steps: int = 6, micro_batches: int = 1) -> Recipe:
                 crop_mm=(160.0, 320.0, 320.0),
                 views=views,
                 masking=MaskingConfig(smallest_block=2),
-                objective=SelfSupervisionConfig(**SELF_SUPERVISION | {"total_steps": steps}),  # type: ignore[arg-type]
+                objective=SelfSupervisionConfig(**SELF_SUPERVISION),  # type: ignore[arg-type]
             ),
             "segmentation": SegmentationPhase(**batch, crop_mm=(160.0, 320.0, 320.0), views=views),  # type: ignore[arg-type]
             "alignment": align,

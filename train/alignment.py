@@ -48,6 +48,8 @@ class AlignmentBatch:
     descriptors: `(b, g, t, 2e)`, as `CTFMVisionOutput.crop_embeds`.
     kept_crops: `(b, kept)`, the crops to encode, from `masking.draw_kept_crops`; None for all.
     input_ids, attention_mask: `(b, tokens)`.
+    text_keys: `(b, k)` int64, what a text is known by, from `reports.hash_words`: texts that share a key in one of the k
+        columns are no negatives of each other's scans. None where no two texts are equal.
     labels: `(b, k)`, 1 present, 0 absent, NaN not stated; prompt_ids, prompt_mask: `(2k, tokens)`, a text for "present" of
         every finding, then one for "absent". All three or none.
     part_crops, part_labels: `(b, kept)` and `(b, k)`, crops of a part of every scan and the findings that it holds.
@@ -56,6 +58,7 @@ class AlignmentBatch:
     input_ids: Tensor
     attention_mask: Tensor
     crop_grid: Tensor
+    text_keys: Tensor | None = None
     pixel_values: Tensor | None = None
     descriptors: Tensor | None = None
     crop_mask: Tensor | None = None
@@ -82,27 +85,33 @@ def sigmoid_loss(
     text_embeds: Float[Tensor, "b e"],
     logit_scale: Float[Tensor, "1"],
     logit_bias: Float[Tensor, "1"],
+    text_keys: Int[Tensor, "b k"] | None = None,
     processes: Processes = ALONE,
 ) -> tuple[Float[Tensor, ""], Metrics]:
-    """Scan i belongs to report i alone (arXiv:2303.15343, equation 1), summed over reports, mean over this process's scans.
+    """Scan i belongs to report i (arXiv:2303.15343, equation 1), summed over reports, mean over this process's scans.
 
     Args:
         image_embeds, text_embeds: of length 1.
         logit_scale: logarithm of the scale.
+        text_keys: see `AlignmentBatch`. Pairs of a scan with another scan's report of an equal key are left out: the report
+            is true of both, so it is no negative, and that it was written about the other makes it no positive.
 
     Returns:
-        The loss, and of it the part of the pairs that belong together and of those that do not; share of scans whose own
-        report is the nearest of all.
+        The loss, and of it the part of the pairs that belong together and of those that do not; share of scans of which no
+        report is nearer than their own or one equal to it.
     """
     texts = processes.gather(text_embeds.float())
-    logits = image_embeds.float() @ texts.T * logit_scale.exp() + logit_bias  # (b, count*b)
+    with torch.autocast(texts.device.type, enabled=False):  # it would round both factors of the product to bfloat16
+        logits = image_embeds.float() @ texts.T * logit_scale.exp() + logit_bias  # (b, count*b)
     own = torch.zeros_like(logits, dtype=torch.bool)
     own.diagonal(processes.rank * len(logits)).fill_(True)
+    equal = own if text_keys is None else (text_keys[:, None] == processes.gather(text_keys)).any(-1)  # (b, count*b)
     losses = -nn.functional.logsigmoid(torch.where(own, logits, -logits))
+    losses = losses.masked_fill(equal & ~own, 0.0)
     loss = losses.sum(1).mean()
     with torch.no_grad():
         matched = losses.diagonal(processes.rank * len(logits)).mean()
-        nearest = own.gather(1, logits.argmax(1, keepdim=True)).float().mean()
+        nearest = equal.gather(1, logits.argmax(1, keepdim=True)).float().mean()
     return loss, {
         "alignment": loss.detach(),
         "matched": matched,
@@ -120,7 +129,8 @@ def prompt_loss(
 ) -> Float[Tensor, ""]:
     """Binary cross entropy of the zero-shot answer, the difference of a scan's logits for "present" and for "absent", over
     the findings that are stated; see `zero-shot-image-classification` in pipeline_ctfm.py."""
-    logits = image_embeds.float() @ (present_embeds - absent_embeds).float().T * logit_scale.exp()
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = image_embeds.float() @ (present_embeds.float() - absent_embeds.float()).T * logit_scale.exp()
     losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
     return losses.masked_fill(labels.isnan(), 0.0).sum(1).mean()
 
@@ -161,7 +171,7 @@ class AlignmentObjective(nn.Module):
         image_embeds = self.encode_scans(batch, batch.kept_crops)
         text_embeds = self.encode_texts(batch.input_ids, batch.attention_mask)
         scale, bias = model.logit_scale, model.logit_bias
-        loss, metrics = sigmoid_loss(image_embeds, text_embeds, scale, bias, self.processes)
+        loss, metrics = sigmoid_loss(image_embeds, text_embeds, scale, bias, batch.text_keys, self.processes)
         if batch.labels is not None:
             present, absent = self.encode_texts(batch.prompt_ids, batch.prompt_mask).chunk(2)
             prompts = prompt_loss(image_embeds, present, absent, batch.labels, scale)

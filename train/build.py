@@ -19,7 +19,17 @@ from ..modeling_ctfm import CTFMModel
 from ..processing_ctfm import CTFMProcessor
 from ..volume_ctfm import Volume
 from .alignment import AlignmentBatch, AlignmentObjective
-from .data import SamplingConfig, Schedule, SourceConfig, StepBatches, hash_numbers, load_crops, load_scans, stay
+from .data import (
+    SamplingConfig,
+    Schedule,
+    SourceConfig,
+    StepBatches,
+    hash_numbers,
+    load_crops,
+    load_scans,
+    select_rows,
+    stay,
+)
 from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
 from .labels import LabelObjective, draw_parts, name_findings, tabulate, tabulate_parts
 from .masking import draw_kept_crops, draw_token_mask
@@ -27,7 +37,7 @@ from .objective import SelfSupervisionBatch, SelfSupervisionObjective
 from .processes import Processes
 from .prompts import draw_prompts, find_prompts
 from .recipes import AlignmentPhase, Phase, Recipe, SegmentationPhase, SelfSupervisionPhase
-from .reports import vary_report
+from .reports import hash_words, vary_report
 from .segmentation import SegmentationBatch, SegmentationObjective
 from .shards import Manifest
 from .throughput import alignment_flops, num_tokens, segmentation_flops, self_supervision_flops, view_tokens
@@ -187,7 +197,9 @@ def build_self_supervision(
         )
 
     return Task(
-        objective=SelfSupervisionObjective(local, phase.objective, processes).to(device),
+        objective=SelfSupervisionObjective(local, phase.objective, total_steps=phase.steps, processes=processes).to(
+            device
+        ),
         schedule=schedule,
         load=lambda batches, num_workers: load_crops(schedule, batches, num_workers=num_workers),
         make_batch=make_batch,
@@ -256,7 +268,12 @@ def build_alignment(
     cache: Path,
 ) -> Task:
     schedule = Schedule(
-        SamplingConfig(sources=data, seed=recipe.seed, global_batch=phase.global_batch, crops_per_scan=1)
+        SamplingConfig(
+            sources=choose_reported(data, processes),
+            seed=recipe.seed,
+            global_batch=phase.global_batch,
+            crops_per_scan=1,
+        )
     )
     objective = AlignmentObjective(model, phase.objective, processes).to(device)
     if phase.descriptors_are_cached:
@@ -291,7 +308,10 @@ def build_alignment(
     def make_batch(loaded: Any) -> AlignmentBatch:
         samples, tensors = loaded if phase.descriptors_are_cached else (loaded, None)
         tensors = tensors or cut_scans(samples, processor.image_processor, device)
-        input_ids, attention_mask = read([vary_report(sample.report, phase.reports, sample.seed) for sample in samples])
+        texts = [vary_report(sample.report, phase.reports, sample.seed) for sample in samples]
+        input_ids, attention_mask = read(texts)
+        # Two scans may have the same report, or reports of which this step reads the same sentence.
+        text_keys = torch.tensor([[hash_words(s.report), hash_words(t)] for s, t in zip(samples, texts, strict=True)])
         if prompts is not None:
             present, absent = draw_prompts(findings, prompts, hash_numbers(recipe.seed, samples[0].seed, 5))
             tensors["labels"] = tabulate(samples, findings)
@@ -304,7 +324,9 @@ def build_alignment(
         if phase.kept_crops < 1:
             generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, samples[0].seed, 4))
             kept = draw_kept_crops(tensors["crop_mask"].cpu(), phase.kept_crops, generator)
-        batch = AlignmentBatch(input_ids=input_ids, attention_mask=attention_mask, kept_crops=kept, **tensors)
+        batch = AlignmentBatch(
+            input_ids=input_ids, attention_mask=attention_mask, text_keys=text_keys, kept_crops=kept, **tensors
+        )
         return batch.to(device, non_blocking=True)
 
     vision, crops = model.vision_model.config, mean_crops(schedule, processor.image_processor)
@@ -317,6 +339,25 @@ def build_alignment(
         sample_flops=alignment_flops(phase, vision, crop_size, crops),
         sample_tokens=phase.kept_crops * crops * num_tokens(vision, crop_size),
     )
+
+
+def choose_reported(data: Sequence[SourceConfig], processes: Processes) -> tuple[SourceConfig, ...]:
+    """Sources of scans that have a report. A folder without any is left out, and said: other phases may learn from it.
+
+    Raises:
+        ValueError: none has.
+    """
+    reported = [replace(source, with_report=True) for source in data]
+    chosen = [source for source in reported if len(select_rows(Manifest(source.folder), source))]
+    left_out = ", ".join(source.folder for source in reported if source not in chosen)
+    if not chosen:
+        raise ValueError(
+            f"No scan of split {data[0].split!r} in {left_out} has a report, and this phase aligns scans with reports. "
+            "Prepare a folder whose table has a column report, or take a recipe without such a phase."
+        )
+    if left_out and processes.rank == 0:
+        print(f"No scan in {left_out} has a report; alignment goes without.")
+    return tuple(chosen)
 
 
 def mean_crops(schedule: Schedule, processor: CTFMImageProcessor, num_scans: int = 32) -> float:

@@ -318,7 +318,6 @@ class ScanSample:
     hu: Tensor  # (D, H, W) int16
     affine: np.ndarray  # (4, 4), (d, h, w, 1) -> RAS+ mm
     report: str
-    report_key: str  # scans with equal reports have equal keys: no negatives of each other
     labels: dict[str, float]
     segmentation: Tensor | None = None  # (D, H, W) uint8
 
@@ -338,7 +337,6 @@ def read_scan(
         hu=torch.from_numpy(hu),
         affine=scan.affine,
         report=scan.report,
-        report_key=scan.report_key,
         labels=scan.labels,
         segmentation=segmentation,
     )

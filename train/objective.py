@@ -74,20 +74,18 @@ class SelfSupervisionConfig:
     """Every number of self-supervision. Values are SPECTRE's (paper table 5, configs/dinov2_default.yaml) unless said.
 
     Args:
-        total_steps: of the run; the teacher's momentum reaches its last value there.
         dino_weight, ibot_weight, koleo_weight: of the losses; KoLeo is added over the global views, as in DINOv2.
         num_prototypes, head_hidden_size, head_bottleneck_size: of the heads.
         ibot_head_is_separate: own head for patch tokens, or that of the class token (DINOv2: own at large scale).
         student_temperature: of the student's softmax.
         first_teacher_temperature, last_teacher_temperature: of the teacher's, growing linearly over
         teacher_temperature_warmup_steps: 30 of 150 epochs.
-        first_teacher_momentum, last_teacher_momentum: of the moving average, along a cosine.
+        first_teacher_momentum, last_teacher_momentum: of the moving average, along a cosine over all steps of the phase.
         frozen_prototype_steps: the prototypes stay as drawn for one epoch (DINO and DINOv2: 1 epoch).
         centring: of the teacher's logits.
         gram: None leaves Gram anchoring out, as SPECTRE did.
     """
 
-    total_steps: int = 83_100
     dino_weight: float = 1.0
     ibot_weight: float = 1.0
     koleo_weight: float = 0.1
@@ -179,7 +177,8 @@ def koleo_loss(features: Float[Tensor, "b e"], processes: Processes = ALONE) -> 
     features = nn.functional.normalize(features.float(), dim=-1)
     everyone = processes.gather(features)
     with torch.no_grad():
-        similarity = features @ everyone.T  # (b, count*b)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would take another row for the nearest
+            similarity = features @ everyone.T  # (b, count*b)
         similarity.diagonal(processes.rank * len(features)).fill_(-2.0)
         nearest = similarity.argmax(1)
     return -(nn.functional.pairwise_distance(features, everyone[nearest], eps=1e-8) + 1e-8).log().mean()
@@ -188,7 +187,8 @@ def koleo_loss(features: Float[Tensor, "b e"], processes: Processes = ALONE) -> 
 def gram_loss(student: Float[Tensor, "b n e"], anchor: Float[Tensor, "b n e"]) -> Float[Tensor, ""]:
     """Mean squared difference of the cosine similarities between a view's tokens, negative ones as zero (DINOv3, eq. 2)."""
     student, anchor = (nn.functional.normalize(tokens.float(), dim=-1) for tokens in (student, anchor))
-    return nn.functional.mse_loss((student @ student.mT).clamp(min=0), (anchor @ anchor.mT).clamp(min=0))
+    with torch.autocast(student.device.type, enabled=False):  # cosines near 1 differ by less than bfloat16 resolves
+        return nn.functional.mse_loss((student @ student.mT).clamp(min=0), (anchor @ anchor.mT).clamp(min=0))
 
 
 def entropy(probabilities: Float[Tensor, "rows q"]) -> Float[Tensor, " rows"]:
@@ -342,18 +342,28 @@ class Targets:
 
 
 class SelfSupervisionObjective(nn.Module):
-    """See the module. The student starts from `local_model`, which is trained in place, the teacher as its equal."""
+    """See the module. The student starts from `local_model`, which is trained in place, the teacher as its equal.
+
+    `total_steps` are those of the phase: the teacher's momentum reaches its last value with the last of them.
+    """
 
     step: Tensor
 
-    def __init__(self, local_model: CTFMLocalModel, config: SelfSupervisionConfig, processes: Processes = ALONE):
+    def __init__(
+        self,
+        local_model: CTFMLocalModel,
+        config: SelfSupervisionConfig,
+        *,
+        total_steps: int,
+        processes: Processes = ALONE,
+    ):
         super().__init__()
         if local_model.config.air_patch_level is not None:
             raise ValueError(
                 f"air_patch_level {local_model.config.air_patch_level} leaves patches out of the local transformer, and "
                 "iBOT needs a token at every hidden patch. Set it to None for self-supervision."
             )
-        self.config, self.processes = config, processes
+        self.config, self.total_steps, self.processes = config, total_steps, processes
         self.student = SelfSupervisedModel(local_model, config)
         self.teacher = frozen_copy(self.student)
         self.gram_anchor = None if config.gram is None else frozen_copy(local_model)
@@ -451,9 +461,7 @@ class SelfSupervisionObjective(nn.Module):
     def after_step(self, step: int) -> None:
         """Moves the teacher and the centres. `step` counts the optimizer's steps, this one included."""
         config = self.config
-        momentum = along_cosine(
-            config.first_teacher_momentum, config.last_teacher_momentum, step - 1, config.total_steps
-        )
+        momentum = along_cosine(config.first_teacher_momentum, config.last_teacher_momentum, step - 1, self.total_steps)
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
         self.dino_centring.after_step()
         self.ibot_centring.after_step()

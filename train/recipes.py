@@ -326,7 +326,6 @@ def _self_supervision(*, steps: int, batch: int, width: int) -> SelfSupervisionP
         ),
         masking=MaskingConfig(smallest_block=2),
         objective=SelfSupervisionConfig(
-            total_steps=steps,
             num_prototypes=256,
             head_hidden_size=2 * width,
             head_bottleneck_size=64,

@@ -1,12 +1,16 @@
 """Report -> what the text tower reads of it in one step: sections dropped and reordered, sometimes a few sentences alone."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-HEADING = re.compile(r"^(history|indication|technique|comparison|findings|impression|conclusion)\s*:\s*", re.I | re.M)
+# At the start of a line or after a sentence: exports from report systems often come as one line.
+HEADING = re.compile(
+    r"(?:^|(?<=[.!?]\s))(history|indication|technique|comparison|findings|impression|conclusion)\s*:\s*", re.I | re.M
+)
 STATEMENTS = ("findings", "impression", "conclusion")  # the others say why and how, not what is seen
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
@@ -31,19 +35,24 @@ class ReportConfig:
 
 
 def split_sections(report: str) -> list[tuple[str, str]]:
-    """Report -> (heading in lower case, text) in its order. Text before a heading, and a report without any, is findings.
+    """Report -> (heading in lower case, text) in its order, sections without text left out. Text before a heading, and a
+    report without any, is findings.
 
     >>> split_sections("Findings: No nodule.\\nImpression: Normal.")
     [('findings', 'No nodule.'), ('impression', 'Normal.')]
     """
-    found = list(HEADING.finditer(report))
-    starts = [match.end() for match in found]
-    stops = [match.start() for match in found[1:]] + [len(report)]
-    sections = [
-        (match[1].lower(), report[start:stop].strip()) for match, start, stop in zip(found, starts, stops, strict=True)
-    ]
-    before = report[: found[0].start() if found else None].strip()
-    return [section for section in [("findings", before), *sections] if section[1]]
+    headings = list(HEADING.finditer(report))
+    names = ["findings", *(heading[1].lower() for heading in headings)]
+    starts = [0, *(heading.end() for heading in headings)]
+    stops = [*(heading.start() for heading in headings), len(report)]
+    sections = [(name, report[start:stop].strip()) for name, start, stop in zip(names, starts, stops, strict=True)]
+    return [section for section in sections if section[1]]
+
+
+def hash_words(text: str) -> int:
+    """63 bits that are equal for texts of the same words, whatever the case and the space between them."""
+    words = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def vary_report(report: str, config: ReportConfig, seed: int) -> str:
