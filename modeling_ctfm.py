@@ -18,6 +18,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -310,9 +311,7 @@ class CTFMStem(nn.Module):
         super().__init__()
         self.windows = config.windows
         channels = [config.windowed_channels, *(config.stem_channels or ())]
-        self.stages = nn.ModuleList(
-            [CTFMStemStage(before, after) for before, after in zip(channels, channels[1:], strict=False)]
-        )
+        self.stages = nn.ModuleList([CTFMStemStage(before, after) for before, after in pairwise(channels)])
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         # Windows before the cast: in bfloat16 a voxel of a wide window is known to some 10 HU alone.
@@ -327,8 +326,8 @@ class CTFMPatchEmbeddings(nn.Module):
     def __init__(self, config: CTFMVisionConfig):
         super().__init__()
         self.patch_size, self.windows = tuple(config.patch_size), config.windows
-        self.stem = None if config.stem_channels is None else CTFMStem(config)
-        embedded_channels = config.windowed_channels if self.stem is None else config.stem_channels[-1]
+        self.stem = CTFMStem(config) if config.stem_channels else None
+        embedded_channels = config.stem_channels[-1] if config.stem_channels else config.windowed_channels
         embedded_size = math.prod(size // config.stem_stride for size in self.patch_size)
         self.projection = nn.Linear(embedded_channels * embedded_size, config.hidden_size)
         self.prefix_tokens = nn.Parameter(torch.zeros(1, config.num_prefix_tokens, config.hidden_size))
@@ -843,9 +842,12 @@ class CTFMModel(CTFMPreTrainedModel):
     ) -> Tensor:
         """Where a scan is like a text: how much every patch adds to the similarity, `(b, texts, g, d, h, w)`.
 
-        With `config.token_scores` these are the tokens' own scores, see `score_texts`. Without, the crop descriptors hold the mean of the patch tokens, so the similarity's gradient with respect to that mean, times
-        what a patch departs from the scan's mean patch, is the patch's share to first order. Only the global transformer is
-        differentiated, so this is quick. Positive supports the text. `to_patient_space` brings maps to the scan's voxels.
+        With `config.token_scores` these are the tokens' own scores, see `score_texts`.
+
+        Without, the crop descriptors hold the mean of the patch tokens, so the similarity's gradient with respect to that
+        mean, times what a patch departs from the scan's mean patch, is the patch's share to first order. Only the global
+        transformer is differentiated, so this is quick. Positive supports the text. `to_patient_space` brings maps to the
+        scan's voxels.
 
         Args:
             vision_output: of `get_image_features(..., output_dense_features=True)`.
@@ -970,7 +972,7 @@ class CTFMForImageClassification(CTFMPreTrainedModel):
         return self.vision_model.get_input_embeddings()
 
     def score(self, output: CTFMVisionOutput) -> tuple[Tensor, Tensor | None]:
-        """Logits of the findings, `(b, findings)`, and with `config.token_scores` of each token, `(b, findings, g, d, h, w)`."""
+        """Logits `(b, findings)` of the scan, and with `config.token_scores` `(b, findings, g, d, h, w)` of its tokens."""
         logits = self.classifier(output.pooler_output).float()
         if not self.config.token_scores:
             return logits, None
@@ -994,8 +996,14 @@ class CTFMForImageClassification(CTFMPreTrainedModel):
             labels: `(b, findings)`, 1 present, 0 absent, NaN not stated; the loss is the mean binary cross entropy over
                 what is stated. With another `config.problem_type`, what `transformers` defines for it.
         """
-        kwargs["output_dense_features"] = self.config.token_scores
-        output = self.vision_model(pixel_values, crop_grid, crop_mask, return_dict=True, **kwargs)
+        output = self.vision_model(
+            pixel_values,
+            crop_grid,
+            crop_mask,
+            output_dense_features=self.config.token_scores,
+            return_dict=True,
+            **kwargs,
+        )
         logits = self.score(output)[0].to(output.pooler_output.dtype)
         loss = None
         if labels is not None and self.config.problem_type == "multi_label_classification":
