@@ -1,7 +1,8 @@
 """Where a DICOM file keeps its pixels, and in which form -> stored values, and with slope and intercept Hounsfield units.
 
 Uncompressed pixels are read straight from their place in the file. RLE is decoded by pydicom; JPEG, JPEG-LS and JPEG 2000
-by GDCM (BSD) through pydicom's plugins. Sizes are compared with what the file holds before anything is decoded.
+by GDCM (BSD) through pydicom's plugins, high-throughput JPEG 2000 by pylibjpeg-openjpeg (MIT) where it is installed. Sizes
+are compared with what the file holds before anything is decoded.
 """
 
 import re
@@ -32,7 +33,9 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (
 RLE = "1.2.840.10008.1.2.5"
 JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)}
 JPEG_LS = {f"1.2.840.10008.1.2.4.{number}" for number in (80, 81)}
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91)}
+HIGH_THROUGHPUT_JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (201, 202, 203)}
 LOSSY = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81)}
 NATIVE = {IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN}
 SYNTAX_NAMES = {
@@ -44,11 +47,15 @@ SYNTAX_NAMES = {
     **dict.fromkeys(JPEG, "JPEG"),
     **dict.fromkeys(JPEG_LS, "JPEG-LS"),
     **dict.fromkeys(JPEG_2000, "JPEG 2000"),
+    **dict.fromkeys(HIGH_THROUGHPUT_JPEG_2000, "High-Throughput JPEG 2000"),
 }
 JPEG_SIZES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 
 
 SAMPLING = re.compile(rb"[\x11-\x14\x21-\x24\x31-\x34\x41-\x44]")
+JPEG_PROCESSES = {0xC0, 0xC1, 0xC3}  # baseline, extended sequential and lossless, with Huffman codes
+JPEG_LS_MARKER = 0xF7
+JPEG_2000_MARKER = 0x51
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +114,10 @@ def read_stored(layout: PixelLayout) -> Iterator[np.ndarray]:
         yield from _read_compressed(layout)
     else:
         raise UnsupportedFormatError(
-            "no decoder for this transfer syntax", file=file, value=layout.transfer_syntax, cure="Decompress it first."
+            "no decoder for this transfer syntax",
+            file=file,
+            value=UID(layout.transfer_syntax).name,
+            cure="Decompress it first, for example with gdcmconv --raw of GDCM.",
         )
 
 
@@ -187,17 +197,19 @@ def _read_compressed(layout: PixelLayout) -> Iterator[np.ndarray]:
         raise DamagedFileError(
             "fewer compressed frames than announced", file=name, value=f"{len(fragments) - 1} of {layout.num_frames}"
         )
-    if layout.transfer_syntax != RLE:
-        for frame in generate_frames(content, number_of_frames=layout.num_frames):
-            _check_codestream(frame, layout)
     decoder = get_decoder(UID(layout.transfer_syntax))
     if not decoder.is_available:
+        needed = "pylibjpeg pylibjpeg-openjpeg" if layout.transfer_syntax in HIGH_THROUGHPUT_JPEG_2000 else '"ctfm[io]"'
         raise UnsupportedFormatError(
             "the decoder for this transfer syntax is not installed",
             file=name,
             value=SYNTAX_NAMES[layout.transfer_syntax],
-            cure='Install it with pip install "ctfm[io]".',
+            cure=f"Install it with pip install {needed}.",
         )
+    streams: list[Codestream | None] = [None] * layout.num_frames
+    if layout.transfer_syntax != RLE:
+        frames = generate_frames(content, number_of_frames=layout.num_frames)
+        streams = [_checked_codestream(frame, layout, decoder.available_plugins) for frame in frames]
     options = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -209,14 +221,12 @@ def _read_compressed(layout: PixelLayout) -> Iterator[np.ndarray]:
         "bits_stored": layout.bits_stored,
         "pixel_keyword": "PixelData",
     }
-    wavelet = layout.transfer_syntax in JPEG_2000 | JPEG_LS  # their code streams carry precision and sign
-    if not wavelet:
-        options["correct_unused_bits"] = False
     num_read = 0
     try:
-        for frame, _ in decoder.iter_array(content, raw=True, **options):
+        # Buffers, not arrays: iter_array of pydicom 3.0.2 corrects the sign inside a read-only buffer, which fails.
+        for frame, _ in decoder.iter_buffer(content, **options):
             num_read += 1
-            yield frame if wavelet else unpack_bits(frame, layout)
+            yield _sample_values(bytes(frame), layout, streams[num_read - 1])
     except (
         RuntimeError,
         ValueError,
@@ -234,6 +244,23 @@ def _read_compressed(layout: PixelLayout) -> Iterator[np.ndarray]:
         raise DamagedFileError("frames are missing", file=name, value=f"{num_read} of {layout.num_frames}")
 
 
+def _sample_values(decoded: bytes, layout: PixelLayout, stream: "Codestream | None") -> np.ndarray:
+    """What a decoder returns, little endian in as many bytes as it needed -> stored values of the sign in the header.
+
+    The code streams of JPEG 2000 and JPEG-LS say how many bits a sample has, whatever the header says. JPEG-LS has no sign,
+    and a JPEG 2000 encoder may have been told the wrong one: then the bits are right and only their meaning is not
+    (PS3.5 8.2.3 and 8.2.4).
+    """
+    num_bytes = len(decoded) // (layout.rows * layout.columns)
+    values = np.frombuffer(decoded, f"<u{num_bytes}").reshape(layout.rows, layout.columns)
+    if stream is None or stream.process not in (JPEG_LS_MARKER, JPEG_2000_MARKER):
+        return unpack_bits(values.astype(f"u{layout.bits_allocated // 8}").view(layout.dtype), layout)
+    unused = 8 * num_bytes - min(stream.precision, layout.bits_stored)
+    if stream.is_signed == layout.signed:
+        unused = 0  # the decoder has extended the sign already
+    return (values << unused).view(f"{'i' if layout.signed else 'u'}{num_bytes}") >> unused
+
+
 def _fragments(content: bytes, file: str) -> list[tuple[int, int]]:
     """(start, size) of the offset table and of every fragment; an item without its end is a truncated file."""
     at, fragments = 0, []
@@ -248,35 +275,86 @@ def _fragments(content: bytes, file: str) -> list[tuple[int, int]]:
     return fragments
 
 
-def _check_codestream(stream: bytes, layout: PixelLayout) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Codestream:
+    """What a compressed picture says about itself.
+
+    Args:
+        process: the JPEG marker that opens its frame; it tells the coding process.
+        is_signed: None where the format has no sign.
+    """
+
+    process: int
+    rows: int
+    columns: int
+    precision: int
+    components: int
+    is_signed: bool | None
+
+
+def _checked_codestream(stream: bytes, layout: PixelLayout, plugins: tuple[str, ...]) -> Codestream:
     """The picture must be what the header says and its JPEG segments sound: decoders trust the header with memory, and
     GDCM ends the whole process where they are not."""
-    shape = _codestream_shape(stream)
+    file = layout.path.name
+    found = _read_codestream(stream)
     depths = {(bits + 7) // 8 for bits in (layout.bits_stored, layout.bits_allocated)}
     if (
-        shape is None
-        or shape[:2] != (layout.rows, layout.columns)
-        or (shape[2] + 7) // 8 not in depths
-        or shape[3] != 1
+        found is None
+        or (found.rows, found.columns) != (layout.rows, layout.columns)
+        or (found.precision + 7) // 8 not in depths
+        or found.components != 1
     ):
+        shape = found and (found.rows, found.columns, found.precision, found.components)
         raise DamagedFileError(
             "the compressed picture is not what the header says (rows, columns, bits, components)",
-            file=layout.path.name,
+            file=file,
             value=f"{(layout.rows, layout.columns, layout.bits_stored, 1)} instead of {shape}",
         )
-    if layout.transfer_syntax in JPEG and not _is_sound_jpeg(stream):
-        raise DamagedFileError("the compressed picture is damaged", file=layout.path.name)
+    if layout.transfer_syntax in JPEG:
+        if found.process not in JPEG_PROCESSES:
+            raise UnsupportedFormatError(
+                "no decoder for this JPEG process (progressive, hierarchical or arithmetic)",
+                file=file,
+                value=f"marker FF{found.process:02X}",
+                cure="Decompress it first, for example with dcmdjpeg of DCMTK.",
+            )
+        if found.process != 0xC3 and found.precision > 8 and "pylibjpeg" not in plugins:
+            raise UnsupportedFormatError(
+                f"no decoder for {found.precision}-bit lossy JPEG is installed",
+                file=file,
+                value=UID(JPEG_EXTENDED).name,
+                cure="Decompress it with dcmdjpeg of DCMTK, or pip install pylibjpeg pylibjpeg-libjpeg (GPL).",
+            )
+        if not _is_sound_jpeg(stream):
+            raise DamagedFileError("the compressed picture is damaged", file=file)
+    return found
 
 
-def _codestream_shape(stream: bytes) -> tuple[int, int, int, int] | None:
-    """Rows, columns, bits and components, from the JPEG 2000 SIZ or the JPEG SOF marker; None where there is none."""
+def _read_codestream(stream: bytes) -> Codestream | None:
+    """From the JPEG 2000 SIZ or the JPEG SOF marker; None where there is none."""
+    if stream.startswith(b"\0\0\0\x0cjP  "):  # a JP2 file where the standard wants the bare code stream
+        stream = stream[max(0, stream.find(b"\xff\x4f\xff\x51")) :]
     if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 43:
         right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-        return bottom - top, right - left, (stream[42] & 0x7F) + 1, int.from_bytes(stream[40:42], "big")
+        return Codestream(
+            process=JPEG_2000_MARKER,
+            rows=bottom - top,
+            columns=right - left,
+            precision=(stream[42] & 0x7F) + 1,
+            components=int.from_bytes(stream[40:42], "big"),
+            is_signed=stream[42] >= 0x80,
+        )
     for marker, segment, _ in _jpeg_segments(stream):
         if marker in JPEG_SIZES and len(segment) >= 6:
             rows, columns = struct.unpack(">HH", segment[1:5])
-            return rows, columns, segment[0], segment[5]
+            return Codestream(
+                process=marker,
+                rows=rows,
+                columns=columns,
+                precision=segment[0],
+                components=segment[5],
+                is_signed=None,
+            )
     return None
 
 
@@ -298,7 +376,7 @@ def _is_sound_jpeg(stream: bytes) -> bool:
     for marker, segment, end in _jpeg_segments(stream):
         if marker in JPEG_SIZES:
             frames += 1
-            if marker not in (0xC0, 0xC1, 0xC3) or len(segment) != 9 or not SAMPLING.fullmatch(segment[7:8]):
+            if marker not in JPEG_PROCESSES or len(segment) != 9 or not SAMPLING.fullmatch(segment[7:8]):
                 return False
         elif marker == 0xC4:
             found = _huffman_tables(segment)

@@ -1,11 +1,13 @@
 """DICOM folders and files through `read_volume`: order, geometry, pixels, and the choice of one series."""
 
 import json
+import struct
 import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from ctfm.volume_ctfm import (
     read_volume,
 )
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, generate_uid
 
@@ -247,9 +250,112 @@ def test_lossless_compression_changes_no_value(tmp_path: Path, name: str, signed
     assert packed.source.transfer_syntax != plain.source.transfer_syntax
 
 
-ORIENTATIONS = {
-    "axial, head first": ((2, 0, 1), (1, 1, 1)),
-}
+STORED_FORMS = [(signed, bits) for signed in (False, True) for bits in (10, 12, 13, 16)]
+LOSSLESS = ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"]
+
+
+def as_stored(signed: bool, bits: int) -> Edit:
+    """The phantom in as many bits of 16 as asked for, squeezed where it does not fit; bits above are not set."""
+
+    def pack(data_set: FileDataset, index: int) -> None:
+        hu = np.frombuffer(data_set.PixelData, "<i2").astype(np.int64) - 1024
+        squeezed = hu // 8 if bits == 10 else hu // 2
+        stored = squeezed if signed else squeezed + 512
+        data_set.PixelData = (stored & ((1 << bits) - 1)).astype("<u2").tobytes()
+        data_set.RescaleSlope, data_set.RescaleIntercept = "1", "-600"
+        data_set.BitsStored, data_set.HighBit, data_set.PixelRepresentation = bits, bits - 1, int(signed)
+
+    return pack
+
+
+@pytest.mark.parametrize(("signed", "bits"), STORED_FORMS)
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_compressed_bits_mean_what_the_uncompressed_ones_do(tmp_path: Path, name: str, signed: bool, bits: int) -> None:
+    gdcm = pytest.importorskip("gdcm")
+    write(tmp_path / "plain", as_stored(signed, bits), hu=HU[:4])
+    write(tmp_path / "packed", as_stored(signed, bits), hu=HU[:4])
+    for path in (tmp_path / "packed").iterdir():
+        compress_with_gdcm(path, getattr(gdcm.TransferSyntax, name), signed)
+    plain, packed = read_volume(tmp_path / "plain"), read_volume(tmp_path / "packed")
+    assert np.array_equal(plain.hu, packed.hu)
+    assert plain.source.stored_type == packed.source.stored_type
+
+
+@pytest.mark.parametrize(("signed", "bits"), STORED_FORMS)
+@pytest.mark.parametrize("name", ["JPEGLSLossless", "JPEG2000Lossless", "JPEGLosslessProcess14_1"])
+def test_a_code_stream_of_the_other_sign_is_read_by_the_header(
+    tmp_path: Path, name: str, signed: bool, bits: int
+) -> None:
+    gdcm = pytest.importorskip("gdcm")
+    write(tmp_path / "plain", as_stored(signed, bits), hu=HU[:4])
+    write(tmp_path / "packed", as_stored(signed, bits), hu=HU[:4])
+    for path in (tmp_path / "packed").iterdir():
+        data_set = pydicom.dcmread(path)
+        data_set.PixelRepresentation = 1 - int(signed)  # what the encoder is told
+        data_set.save_as(path)
+        compress_with_gdcm(path, getattr(gdcm.TransferSyntax, name), not signed)
+        data_set = pydicom.dcmread(path)
+        data_set.PixelRepresentation = int(signed)
+        data_set.save_as(path)
+    assert np.array_equal(read_volume(tmp_path / "plain").hu, read_volume(tmp_path / "packed").hu)
+
+
+def test_a_code_stream_inside_a_jp2_file_is_read(tmp_path: Path) -> None:
+    gdcm = pytest.importorskip("gdcm")
+    write(tmp_path, hu=HU[:4])
+    for path in tmp_path.iterdir():
+        compress_with_gdcm(path, gdcm.TransferSyntax.JPEG2000Lossless, True)
+        data_set = pydicom.dcmread(path)
+        size = struct.pack(">I4s2IH4B", 22, b"ihdr", *SHAPE[1:], 1, 0x8F, 7, 0, 0)
+        colour = struct.pack(">I4s3BI", 15, b"colr", 1, 0, 0, 17)  # grey
+        boxes = b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">I4s4sI4s", 20, b"ftyp", b"jp2 ", 0, b"jp2 ")
+        boxes += struct.pack(">I4s", 8 + len(size + colour), b"jp2h") + size + colour + struct.pack(">I4s", 0, b"jp2c")
+        put_frame(data_set, boxes + next(generate_frames(data_set.PixelData, number_of_frames=1)))
+        data_set.save_as(path)
+    assert np.array_equal(read_volume(tmp_path).hu, HU[:4])
+
+
+def put_frame(data_set: FileDataset, frame: bytes) -> None:
+    data_set.PixelData = encapsulate([frame])
+    data_set["PixelData"].is_undefined_length = True
+    data_set["PixelData"].VR = "OB"
+
+
+def encapsulated(folder: Path, syntax: str, frame: bytes) -> Path:
+    """A series whose every slice has this compressed picture."""
+    write(folder, hu=HU[:3])
+    for path in folder.iterdir():
+        data_set = pydicom.dcmread(path)
+        data_set.file_meta.TransferSyntaxUID = UID(syntax)
+        put_frame(data_set, frame)
+        data_set.save_as(path)
+    return folder
+
+
+def jpeg_of_process(marker: int, precision: int) -> bytes:
+    frame = bytes([0xFF, marker, 0, 11, precision, *SHAPE[1].to_bytes(2, "big"), *SHAPE[2].to_bytes(2, "big")])
+    return b"\xff\xd8" + frame + bytes([1, 1, 0x11, 0]) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("syntax", "frame", "message"),
+    [
+        ("1.2.840.10008.1.2.4.51", jpeg_of_process(0xC1, 12), r"12-bit lossy JPEG.*JPEG Extended.*dcmdjpeg"),
+        ("1.2.840.10008.1.2.4.57", jpeg_of_process(0xC7, 16), r"JPEG process.*FFC7.*dcmdjpeg"),
+        pytest.param(
+            "1.2.840.10008.1.2.4.201",
+            b"",
+            r"not installed.*High-Throughput JPEG 2000.*pylibjpeg-openjpeg",
+            marks=pytest.mark.skipif(find_spec("openjpeg") is not None, reason="its decoder is installed"),
+        ),
+        ("1.2.840.10008.1.2.4.102", b"", r"no decoder.*MPEG-4.*Decompress"),
+    ],
+)
+def test_pictures_without_a_decoder_are_not_called_damaged(
+    tmp_path: Path, syntax: str, frame: bytes, message: str
+) -> None:
+    with pytest.raises(UnsupportedFormatError, match=message):
+        read_volume(encapsulated(tmp_path, syntax, frame or b"\0" * 64))
 
 
 def reoriented(order: tuple[int, int, int], signs: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
