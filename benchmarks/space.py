@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ctfm.benchmarks.space_process import start_space
 from ctfm.train.dicom_series import write_dicom_series
 from ctfm.train.phantom import make_phantom
 from gradio_client import Client, handle_file
@@ -38,25 +38,6 @@ def draw_zip(path: Path, shape: tuple[int, int, int]) -> None:
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in write_dicom_series(phantom.hu.numpy(), phantom.affine, folder):
             archive.write(file, file.name)
-
-
-def start(checkpoint: Path) -> tuple[subprocess.Popen, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "space" / "app.py"), "--port", str(port)],
-        env=os.environ | {"CTFM_MODEL": str(checkpoint)},
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    while process.poll() is None:
-        try:
-            httpx.get(url, timeout=60)
-            return process, url
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit("the Space did not start")
 
 
 def cpu_seconds(process: subprocess.Popen) -> float:
@@ -84,8 +65,7 @@ def ask_for_page(url: str, done: threading.Event, seconds: list[float]) -> None:
 
 
 def measure(checkpoint: Path, study: Path) -> dict[str, Any]:
-    process, url = start(checkpoint)
-    try:
+    with start_space(environment={"CTFM_MODEL": str(checkpoint)}, output=sys.stderr) as (process, url):
         client = Client(url, verbose=False, httpx_kwargs={"timeout": 600})
         done, page = threading.Event(), []
         asking = threading.Thread(target=ask_for_page, args=(url, done, page))
@@ -106,9 +86,6 @@ def measure(checkpoint: Path, study: Path) -> dict[str, Any]:
             "page": {"asked": len(page), "median_s": round(page[len(page) // 2], 3), "longest_s": round(page[-1], 3)},
             "peak_memory_gb": peak_memory_gb(process),
         }
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def main() -> None:

@@ -5,41 +5,15 @@
 The scans are phantoms. Look at the pictures before they are committed: they show what the checkpoint answers.
 """
 
-import contextlib
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
+from ctfm.benchmarks.space_process import start_space
 from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
 PATIENCE_MS = 600_000
 DESK, PHONE = (1280, 1500), (390, 844)  # the desk is high, so that one picture holds it all
-
-
-@contextlib.contextmanager
-def run_space() -> Iterator[str]:
-    """Starts the Space on a free port and waits until it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, HERE.parent / "space" / "app.py", "--port", str(port)])
-    try:
-        while process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60):
-                break
-            time.sleep(0.2)
-        else:
-            raise SystemExit("The Space did not start.")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def visit(browser: Browser, url: str, size: tuple[int, int]) -> Page:
@@ -76,7 +50,7 @@ def take_comparison(browser: Browser, url: str, name: str, size: tuple[int, int]
 
 
 def main() -> None:
-    with run_space() as url, sync_playwright() as playwright:
+    with start_space() as (_, url), sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE_MS
         )

@@ -1,21 +1,18 @@
 """The Space as a process of its own, on a small stand-in checkpoint: what the tests of the Space talk to over HTTP."""
 
 import contextlib
-import os
 import shutil
 import socket
 import stat
 import subprocess
-import sys
-import time
-import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel, CTFMProcessor, Volume
+from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel, CTFMProcessor
+from ctfm.benchmarks.space_process import start_space
 from ctfm.train.dicom_series import write_dicom_series
 from ctfm.train.gallery import GalleryConfig, index, write_examples
 
@@ -34,12 +31,14 @@ CALIBRATION = {
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """A running Space. `work` is where it keeps temporary files, `log` what it wrote."""
+    """A running Space. `work` is where it keeps temporary files, `log` what it wrote, `gates` is for `hold`."""
 
     url: str
     work: Path
     log: Path
     checkpoint: Path
+    gates: Path
+    process: subprocess.Popen
 
 
 def save_stand_in(folder: Path) -> Path:
@@ -72,13 +71,6 @@ def write_study(path: Path, seeds: tuple[int, ...] = (0,)) -> Path:
             )
             for file in files:
                 archive.write(file, f"{SECRET}/{seed}/{file.name}")
-    return path
-
-
-def write_large_scan(path: Path, seed: int = 0) -> Path:
-    """60 slices of 480 x 480 voxels of 1 mm, which pack well: reading and encoding them takes seconds."""
-    hu = phantom_hu((12, 48, 48), seed=seed).repeat(5, 0).repeat(10, 1).repeat(10, 2)
-    Volume(hu=hu, affine=canonical_affine((5.0, 1.0, 1.0))).to_nifti(path)
     return path
 
 
@@ -139,41 +131,34 @@ HOSTILE = {  # -> key of texts.py, and a part of the reason
 
 @contextlib.contextmanager
 def run_space(scratch: Path) -> Iterator[Space]:
-    """Starts `python app.py` of a copy of the Space, on a stand-in checkpoint, and waits until it answers."""
+    """A copy of the Space on a stand-in checkpoint, with gates (gated_space.py)."""
     checkpoint = save_stand_in(scratch / "checkpoint")
     folder = copy_space(scratch / "space", checkpoint)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log, temporary = scratch / "space.log", scratch / "tmp"
+    log, temporary, gates = scratch / "space.log", scratch / "tmp", scratch / "gates"
     temporary.mkdir()
-    environment = os.environ | {
-        "CTFM_MODEL": str(checkpoint),
-        "TMPDIR": str(temporary),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, str(folder / "app.py"), "--port", str(port)], env=environment, stdout=out, stderr=out
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(url, process, log)
-            (work,) = temporary.glob("ctfm-space-*")
-            yield Space(url=url, work=work, log=log, checkpoint=checkpoint)
-        finally:
-            process.terminate()
-            process.wait(30)
+    gates.mkdir()
+    environment = {"CTFM_MODEL": str(checkpoint), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}
+    program = (ROOT / "tests" / "gated_space.py", folder / "app.py", gates)
+    with log.open("w") as out, start_space(*program, environment=environment, output=out) as (process, url):
+        (work,) = temporary.glob("ctfm-space-*")
+        yield Space(url=url, work=work, log=log, checkpoint=checkpoint, gates=gates, process=process)
     assert not work.exists(), "the Space left its temporary folder behind"
 
 
-def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 900.0) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"the Space does not answer:\n{log.read_text()}")
+@contextlib.contextmanager
+def hold(space: Space, name: str) -> Iterator[Callable[[], object]]:
+    """Holds the next computation called `name` ("analyse" or "view") until the `with` block ends.
+
+    Yields:
+        A function that returns once a computation is held.
+    """
+    held: list[tuple[socket.socket, object]] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(600)  # not waited for on a machine that works: a computation that never begins is a failure
+        (space.gates / name).write_text(str(listener.getsockname()[1]))
+        try:
+            yield lambda: held.append(listener.accept())
+        finally:
+            (space.gates / name).unlink()
+            for connection, _ in held:
+                connection.close()

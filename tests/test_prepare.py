@@ -4,10 +4,8 @@ import csv
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -177,22 +175,22 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, studi
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "key").write_text("ab" * 32)
     held = (  # a reader that waits for the kill with one shard written and another begun
-        "import sys, time; from pathlib import Path; from ctfm.train import prepare as p; read = p.read_source\n"
+        "import sys; from pathlib import Path; from ctfm.train import prepare as p; read = p.read_source\n"
         f"folder = Path({str(tmp_path)!r}); after = []\n"
         "def read_or_wait(source):\n"
         "    if (folder / 'killed/parts/000000.json').is_file():\n        after.append(source)\n"
-        "    if len(after) == 2:\n        (folder / 'waits').touch(); time.sleep(3600)\n"
+        "    if len(after) == 2:\n        print('waits', flush=True); sys.stdin.read()\n"
         "    return read(source)\n"
         "p.read_source = read_or_wait; p.main(sys.argv[1:])"
     )
     arguments = ["folder", str(studies), str(tmp_path / "killed"), "--private", str(tmp_path / "private")]
     arguments += ["--scans-per-shard", "2", "--num-workers", "0"]
-    process = subprocess.Popen([sys.executable, "-c", held, *arguments])
-    while not (tmp_path / "waits").is_file():
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(
+        [sys.executable, "-c", held, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert "waits\n" in process.stdout  # line by line, until it is printed or the process has ended
+        process.kill()
     assert not (tmp_path / "killed" / "manifest.arrow").exists()
     kept = (tmp_path / "killed" / "shards" / "000000.arrow").stat().st_mtime_ns
     assert main(arguments) == 0

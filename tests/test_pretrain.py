@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -42,6 +41,7 @@ from tests.tiny_training import tiny_data, tiny_recipe
 
 ROOT = Path(__file__).parent.parent
 STEPS = 4  # of each of four phases
+KILLED_AT = 2 * STEPS + 3  # a row of the log: in the middle of a phase, between two checkpoints
 SPEED = {"samples_per_s", "tokens_per_s", "waiting_share", "mfu"}
 
 
@@ -73,7 +73,7 @@ def slurm_environment() -> dict[str, str]:
 
 
 def finish(process: subprocess.Popen, out: Path) -> None:
-    assert process.wait(timeout=1200) == 0, out.with_suffix(".txt").read_text()[-3000:]
+    assert process.wait() == 0, out.with_suffix(".txt").read_text()[-3000:]
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -84,9 +84,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_rows(out: Path, number: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 1200
     while len(rows(out)) < number:
-        assert time.monotonic() < deadline
         assert process.poll() is None, out.with_suffix(".txt").read_text()[-3000:]
         time.sleep(0.02)
 
@@ -122,7 +120,7 @@ def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights_bit_for_bit(
     data: Path, two_processes: Path, tmp_path: Path
 ) -> None:
-    out, row = tmp_path / "run", random.Random().randrange(1, 4 * STEPS)
+    out, row = tmp_path / "run", KILLED_AT
     process = start(out, data, f"hold={row}")
     wait_for_rows(out, row, process)
     for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
@@ -175,7 +173,7 @@ def test_a_signal_saves_and_leaves_and_nothing_is_lost(
     process = start(out, data, f"hold={row}", wish, num_processes=num_processes)
     wait_for_rows(out, row, process)
     process.send_signal(number)  # a launcher sends it to the loaders of its processes as well
-    code = process.wait(timeout=1200)
+    code = process.wait()
     assert code == 0 or num_processes == 2  # torchrun, asked to leave itself, leaves with 1
     last = rows(out)[-1]
     assert last["phase"] == "segmentation"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.space_process import HOSTILE, SECRET, Space, letter, run_space, write_large_scan, write_study
+from tests.space_process import HOSTILE, SECRET, Space, hold, letter, run_space, write_study
 from texts import TEXTS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -283,7 +283,6 @@ def test_a_script_that_comes_late_is_waited_for(browser: Any, space: Space, scri
     page.route(f"**/{script}", lambda route: held.append(route))
     page.goto(space.url, timeout=PATIENCE_MS)
     page.get_by_text(TEXTS["notice"][1]).wait_for()  # what the server sent when the page opened is there
-    page.wait_for_timeout(500)
     assert page.locator("#viewer .help").count() == 0
     held[0].continue_()
     page.wait_for_function("(document.querySelector('#viewer .help') || {}).textContent")
@@ -322,21 +321,16 @@ def test_a_folder_that_is_dropped_is_read(fresh: Visit, tmp_path: Path) -> None:
     fresh.page.wait_for_selector("#readout table:has-text('22 × 48 × 40')")
 
 
-def test_the_page_is_usable_while_it_computes(fresh: Visit, tmp_path: Path) -> None:
+def test_the_page_is_usable_while_it_computes(fresh: Visit, space: Space, tmp_path: Path) -> None:
     page = fresh.page
-    page.set_input_files("#files input[type=file]", str(write_large_scan(tmp_path / "large.nii.gz")))
-    page.wait_for_selector("#readout table:has-text('480')")
-    # In one breath: between two calls from here a quick machine is done.
-    answered = page.evaluate(
-        """async (name) => {
-          document.querySelector('#analyse').click();
-          [...document.querySelectorAll('[role=tab]')].find((tab) => tab.innerText.trim() === name).click();
-          while (!document.body.innerText.includes('gradio_client')) await new Promise(requestAnimationFrame);
-          return document.querySelectorAll('#findings table').length;
-        }""",
-        TEXTS["tab_about"][0],
-    )
-    assert answered == 0
+    page.set_input_files("#files input[type=file]", str(write_study(tmp_path / "study.zip", seeds=(3,))))
+    page.wait_for_selector("#readout table:has-text('23 × 48 × 40')")
+    with hold(space, "analyse") as begun:
+        page.click("#analyse")
+        begun()
+        page.get_by_role("tab", name=TEXTS["tab_about"][0]).click()
+        page.get_by_text("gradio_client").first.wait_for()
+        assert page.locator("#findings table").count() == 0
     page.get_by_role("tab", name=TEXTS["tab_scan"][0]).click()
     page.wait_for_selector("#findings table")
 
@@ -345,15 +339,18 @@ def test_a_scan_that_is_opened_while_another_is_read_or_computed_takes_its_place
     fresh: Visit, space: Space, study: Path, tmp_path: Path
 ) -> None:
     page, shape, rows = fresh.page, (40, 48, 20), []
-    for number, begin in enumerate((lambda: None, lambda: page.click("#analyse"))):
-        large = write_large_scan(tmp_path / f"large{number}.nii.gz", seed=number + 1)
-        page.set_input_files("#files input[type=file]", str(large))
-        page.wait_for_selector("#readout table:has-text('480')")
-        page.locator("#files").get_by_text("large").wait_for(state="detached")
-        begin()
-        page.set_input_files("#files input[type=file]", str(study))
-        page.wait_for_selector("#readout table:has-text('20 × 48 × 40')")
-        assert page.locator("#findings table").count() == 0
+    for seed, name in ((4, "view"), (1, "analyse")):
+        with hold(space, name) as begun:
+            other = write_study(tmp_path / f"other{seed}.zip", seeds=(seed,))
+            page.set_input_files("#files input[type=file]", str(other))
+            page.wait_for_selector(f"#readout table:has-text('{20 + seed} × 48 × 40')")
+            page.locator("#files").get_by_text("other").wait_for(state="detached")
+            if name == "analyse":
+                page.click("#analyse")
+            begun()
+            page.set_input_files("#files input[type=file]", str(study))
+            page.wait_for_selector("#readout table:has-text('20 × 48 × 40')")
+            assert page.locator("#findings table").count() == 0
         wait_for_scan(page, space, shape)
         page.click("#analyse")
         page.wait_for_selector("#findings table")
