@@ -7,7 +7,7 @@ CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space pictures shown viewer test lint train-demo checkpoint evaluate clean
+.PHONY: help setup demo space pictures shown viewer test lint code train-demo checkpoint evaluate clean
 
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
@@ -16,6 +16,7 @@ help:
 	@echo "make pictures          take the pictures of the Space in docs/ again (needs chromium)"
 	@echo "make test              run the tests"
 	@echo "make lint              ruff and pyright"
+	@echo "make code              copy the package's code into the folders of the checkpoints, after it was edited"
 	@echo "make train-demo        pretrain a tiny model on phantoms from end to end (minutes; to runs/train_demo)"
 	@echo "make checkpoint        draw phantoms, train checkpoints/default on them again, measure it, fill its card (some four hours, two cores)"
 	@echo "make evaluate          draw held-out phantoms and measure checkpoints/default on them (hours; to runs/evaluated)"
@@ -61,6 +62,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+code: setup
+	$(BIN)/python -m ctfm.train.code_files
 
 # A pretraining from end to end, which may be killed and started again: scans, shards, self-supervision, label maps and alignment
 # (recipe "demo"), metrics, the folder of the checkpoint, and a process without this package that loads what was exported.

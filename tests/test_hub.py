@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from ctfm import (
     CTFMVisionConfig,
     CTFMVisionModel,
 )
+from ctfm.train.code_files import write_model_code, write_report_code
 from safetensors.torch import load_file
 from transformers import AutoModel, PreTrainedModel, pipeline
 from transformers.utils import logging
@@ -203,18 +205,23 @@ def stranger(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     np.save(out / "hu.npy", hu)
     np.save(out / "affine.npy", affine)
     (out / "texts.json").write_text(json.dumps(TEXTS))
-    settings = {"HF_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    return out, run_stranger(STRANGER, folders, out, home=out)
+
+
+def run_stranger(code: str, *arguments: object, home: Path) -> str:
+    """What a fresh process without `ctfm` on its path, without network and with an empty home prints."""
+    settings = {"HOME": str(home / "home"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON", "XDG_"))}
     run = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, str(folders), str(out)],
-        cwd=out,
+        [sys.executable, "-I", "-c", code, *map(str, arguments)],
+        cwd=home,
         env=environment | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     assert run.returncode == 0, run.stdout
-    return out, run.stdout
+    return run.stdout
 
 
 def test_a_fresh_process_without_the_package_prepares_and_loads_the_same_bits(
@@ -281,6 +288,58 @@ def test_a_fresh_process_needs_every_file_of_code_that_was_copied(folders: Path,
 
 def test_a_fresh_process_prints_nothing_while_it_loads(stranger: tuple[Path, str]) -> None:
     assert stranger[1] == ""
+
+
+# ---- the checkpoints of this repository ----
+
+COMMITTED = {"checkpoints/default": write_model_code, "reporting/checkpoints/default": write_report_code}
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_code_beside_committed_weights_is_that_of_the_package(name: str, tmp_path: Path) -> None:
+    for file in (ROOT / name).glob("*config.json"):
+        shutil.copy(file, tmp_path)
+    COMMITTED[name](tmp_path)
+    fresh = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    there = {path.name: path.read_bytes() for path in (ROOT / name).iterdir() if path.suffix == ".py"}
+    there |= {file: (ROOT / name / file).read_bytes() for file in fresh if file.endswith(".json")}
+    differing = sorted(file for file in fresh.keys() | there.keys() if fresh.get(file) != there.get(file))
+    assert not differing, (
+        f"{differing} of {name} are not what the package has; run `make code` and commit what it writes."
+    )
+
+
+COMMITTED_STRANGER = """
+import sys
+
+sys.modules["ctfm"] = None  # the package is not installed there
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor, pipeline
+
+repo, report, trusted = *sys.argv[1:], {"trust_remote_code": True}
+scan = (np.random.default_rng(0).normal(0, 100, (24, 36, 36)).astype(np.float32), np.diag([4.0, 3.0, 3.0, 1.0]))
+classes = (AutoConfig, AutoProcessor, AutoImageProcessor, AutoModel)
+loaded = [one.from_pretrained(repo, **trusted) for one in classes]
+loaded += [one.from_pretrained(report, **trusted) for one in (AutoConfig, AutoProcessor, AutoModel)]
+grade = pipeline("zero-shot-image-classification", model=repo, **trusted)
+assert all(type(one).__module__.startswith("transformers_modules.") for one in [*loaded, grade]), loaded
+_, processor, images, model, *_ = loaded
+with torch.no_grad():
+    model(**processor(images=scan, text=["Pleural effusion."]))
+findings = AutoModelForImageClassification.from_pretrained(repo, **trusted)
+findings(**images(scan))
+(row,) = grade(scan, candidate_labels=["Pleural effusion"])
+assert {"score", "probability", "interval", "verdict"} <= row.keys(), row
+"""
+
+
+def test_committed_folders_load_in_a_fresh_process_elsewhere_without_the_package(tmp_path: Path) -> None:
+    printed = run_stranger(COMMITTED_STRANGER, *(ROOT / name for name in COMMITTED), home=tmp_path)
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert {"classifier.weight", "classifier.bias"} == {line.split()[0] for line in lines if "MISSING" in line[-40:]}, (
+        printed
+    )
 
 
 # ---- save and load ----

@@ -8,6 +8,7 @@ import torch
 from ctfm.train.record import record
 from safetensors.torch import save_file
 
+ROOT = Path(__file__).parent.parent
 RECIPE = {
     "name": "small",
     "seed": 7,
@@ -33,10 +34,15 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_finished_run_leaves_its_files_without_code_and_where_they_come_from(run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_leaves_its_files_with_the_code_of_today_and_where_they_come_from(
+    run: Path, tmp_path: Path
+) -> None:
     (run / "finished").touch()
     record(run, tmp_path / "kept")
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"config.json", "model.safetensors", "run.json"}
+    names = {path.name for path in (tmp_path / "kept").iterdir()}
+    code = {path.name for path in (ROOT / "checkpoints" / "default").glob("*.py")}
+    assert names == {"config.json", "model.safetensors", "run.json"} | code
+    assert all((tmp_path / "kept" / name).read_bytes() == (ROOT / name).read_bytes() for name in code)
     facts = json.loads((tmp_path / "kept" / "run.json").read_text())
     assert facts["hours"] == round(70 / 3600, 2)
     assert (facts["recipe"], facts["seed"], facts["parameters"]) == ("small", 7, 17)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from .code_files import write_model_code
+
 ROOT = Path(__file__).parent.parent
 WATTS_A_CORE = 15.0  # assumed, not measured: a server's core at work with its share of memory and cooling
 CURVE_ROWS = 200
@@ -79,7 +81,7 @@ def describe(run: Path) -> dict[str, Any]:
 
 
 def record(run: Path, out: Path) -> None:
-    """Copies what the run exported, code left out, and writes run.json beside it.
+    """Copies what the run exported, with the package's code of today, and writes run.json beside it.
 
     Raises:
         ValueError: the run is not finished.
@@ -90,6 +92,7 @@ def record(run: Path, out: Path) -> None:
     for path in (run / "exported").iterdir():
         if path.is_file() and path.suffix != ".py":
             shutil.copy(path, out)
+    write_model_code(out)
     (out / "run.json").write_text(json.dumps(describe(run), indent=1) + "\n")
 
 

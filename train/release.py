@@ -27,14 +27,13 @@ import tyro
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file
-from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..configuration_ctfm import CTFMConfig
 from ..modeling_ctfm import CTFMModel
 from ..processing_ctfm import CTFMProcessor
 from ..reporting.evaluate import figures_table
 from ..volume_ctfm import Volume
 from .card import fill_card, find_pictures
+from .code_files import copy_code, write_model_code, write_report_code
 from .phantom import make_phantom
 
 ROOT = Path(__file__).parent.parent
@@ -110,17 +109,6 @@ def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
-def copy_code(classes: Iterable[str], source: Path, folder: Path) -> None:
-    """The files of `"module"` or `"module.Class"` names, and every sibling that they import, directly or not."""
-    files = {source / f"{name.split('.')[0]}.py" for name in classes}
-    files |= {Path(found) for file in files for found in get_relative_import_files(file)}
-    copy_files(sorted(file.name for file in files), source, folder)
-
-
-def add_to_json(file: Path, facts: Mapping[str, object]) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | facts, indent=2, sort_keys=True) + "\n")
-
-
 def write_card(card: Path, package: Package, tag: str) -> None:
     """The card as README.md, with the pictures that it shows; its snippet loads this repository at this version."""
     text, count = SNIPPET.subn(f'repo, revision = "{package.repo}", "{tag}"', card.read_text())
@@ -137,35 +125,18 @@ def write_card(card: Path, package: Package, tag: str) -> None:
 def stage_model(package: Package, checkpoint: Path, tag: str) -> None:
     """The CT model: weights, configs, code, card, licence, protocols, and what it was trained and measured with."""
     copy_files((*CHECKPOINT_FILES, "metrics.json", "run.json"), checkpoint, package.folder)
-    config = CTFMConfig()
-    add_to_json(
-        package.folder / "config.json", {"auto_map": config.auto_map, "custom_pipelines": config.custom_pipelines}
-    )
-    pipelines = [pipeline["impl"] for pipeline in config.custom_pipelines.values()]
-    classes = [*config.auto_map.values(), *pipelines, "processing_ctfm.CTFMProcessor", "drawing_ctfm.draw_planes"]
-    copy_code(classes, ROOT, package.folder)
+    write_model_code(package.folder, ROOT)
     copy_files(["LICENSE"], ROOT, package.folder)
     protocols = [path.relative_to(ROOT / "train").as_posix() for path in (ROOT / "train").glob("protocols/*.json")]
     copy_files(protocols, ROOT / "train", package.folder)
     write_card(ROOT / "model_card.md", package, tag)
 
 
-REPORT_CLASSES = {
-    "config.json": {
-        "AutoConfig": "configuration_trialreport.TrialReportConfig",
-        "AutoModel": "modeling_trialreport.TrialReportForSentenceLabels",
-    },
-    "processor_config.json": {"AutoProcessor": "processing_trialreport.TrialReportProcessor"},
-}
-
-
 def stage_report(package: Package, tag: str) -> None:
     """The trial-report model, in the same way; its thresholds are in calibration.json, its figures in results.json."""
     source = ROOT / "reporting"
     copy_files((*CHECKPOINT_FILES, "calibration.json"), source / "checkpoints" / "default", package.folder)
-    for name, classes in REPORT_CLASSES.items():
-        add_to_json(package.folder / name, {"auto_map": classes})
-        copy_code(classes.values(), source, package.folder)
+    write_report_code(package.folder, ROOT)
     copy_code(
         ["__init__", "check", "render"], source, package.folder
     )  # the whole checker, which the Space runs from there

@@ -1,0 +1,106 @@
+"""Scan and names of findings -> how likely each is present, as a transformers pipeline.
+
+from transformers import pipeline
+grade = pipeline("zero-shot-image-classification", model=repo, trust_remote_code=True)
+grade("study.zip", candidate_labels=["Pleural effusion", "Lung nodule"])
+"""
+
+# pyright: reportArgumentType=false, reportOptionalCall=false, reportCallIssue=false, reportReturnType=false
+# transformers declares a pipeline's parts as optional and its image processors as takers of pictures.
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from .image_processing_ctfm import CTFMBatchFeature
+from .volume_ctfm import Source
+
+
+def finding_prompts(finding: str) -> tuple[str, str]:
+    """What a report says when a finding is there and when it is not: "Pleural effusion.", "No pleural effusion."."""
+    starts_like_a_word = finding[1:2].islower()
+    return f"{finding}.", f"No {finding[0].lower() + finding[1:] if starts_like_a_word else finding}."
+
+
+def calibrate(logit: float, numbers: Mapping[str, float]) -> dict[str, Any]:
+    """Logit of present over absent -> probability, its 95 % interval, and "present", "absent" or "not sure".
+
+    Args:
+        logit: of the softmax over the present and the absent prompt.
+        numbers: of the finding, see `CTFMConfig.calibration`.
+    """
+
+    def probability(log_odds: float) -> float:
+        return 1 / (1 + math.exp(-max(-700.0, min(700.0, log_odds))))
+
+    log_odds = numbers["slope"] * logit + numbers["intercept"]
+    variance = numbers["intercept_variance"] + logit * (2 * numbers["covariance"] + logit * numbers["slope_variance"])
+    reach = 1.96 * math.sqrt(max(variance, 0.0))
+    found = probability(log_odds)
+    is_unsure = numbers["unsure_low"] < found < numbers["unsure_high"]
+    return {
+        "probability": found,
+        "interval": [probability(log_odds - reach), probability(log_odds + reach)],
+        "verdict": "not sure" if is_unsure else "present" if found >= numbers["unsure_high"] else "absent",
+    }
+
+
+class CTFMZeroShotPipeline(Pipeline):
+    """Grades findings that the model was never told about, by comparing the scan with a present and an absent prompt of each.
+
+    The score is the softmax over the two: it orders scans. Of the findings that the checkpoint is calibrated for, a
+    probability with its interval and a verdict stand beside it.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: Sequence[str] | None = None,
+        spacing: Sequence[float] | str | None = None,
+        series_uid: str | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        reading = {"spacing": spacing, "series_uid": series_uid}
+        return (
+            {name: value for name, value in reading.items() if value is not None},
+            {},
+            ({} if candidate_labels is None else {"candidate_labels": list(candidate_labels)}),
+        )
+
+    def preprocess(self, scan: Source, **reading: Any) -> CTFMBatchFeature:
+        return self.image_processor(scan, return_tensors="pt", **reading)
+
+    def _forward(self, inputs: CTFMBatchFeature) -> dict[str, torch.Tensor]:
+        features = self.model.get_image_features(**inputs).pooler_output
+        return {"image_embeds": torch.nn.functional.normalize(features, dim=-1)}
+
+    def postprocess(
+        self, outputs: dict[str, torch.Tensor], candidate_labels: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Findings by falling score: `[{"label": str, "score": float}, ...]`, calibrated ones with what `calibrate` says."""
+        if not candidate_labels:
+            raise ValueError('Give candidate_labels, the findings to grade: candidate_labels=["Pleural effusion"].')
+        prompts = [prompt for finding in candidate_labels for prompt in finding_prompts(finding)]
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+        with torch.no_grad():
+            text = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        cosines = torch.nn.functional.normalize(text, dim=-1) @ outputs["image_embeds"][0].to(text.device)
+        logits = cosines.view(-1, 2) * self.model.logit_scale.exp()  # the bias is the same for both and falls out
+        differences = (logits[:, 0] - logits[:, 1]).float()
+        calibration = self.model.config.calibration or {}
+        graded = []
+        for label, logit, score in zip(
+            candidate_labels, differences.tolist(), differences.sigmoid().tolist(), strict=True
+        ):
+            known = calibrate(logit, calibration[label]) if label in calibration else {}
+            graded.append({"label": label, "score": score} | known)
+        return sorted(graded, key=lambda row: -row["score"])
+
+
+__all__ = ["CTFMZeroShotPipeline", "calibrate", "finding_prompts"]
