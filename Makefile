@@ -69,7 +69,7 @@ code: setup
 # A pretraining from end to end, which may be killed and started again: scans, shards, self-supervision, label maps and alignment
 # (recipe "demo"), metrics, the folder of the checkpoint, and a process without this package that loads what was exported.
 TRAIN_DEMO ?= runs/train_demo
-TRAIN_DEMO_SCANS ?= --num-train 128 --num-validation 48 --num-held-out 64 --shape 64 96 96 --num-workers 2
+TRAIN_DEMO_SCANS ?= --num-train 128 --num-validation 48 --num-test 64 --shape 64 96 96 --num-workers 2
 $(TRAIN_DEMO)/phantoms/table.csv: | setup
 	$(BIN)/python -m ctfm.train.phantom_dataset $(TRAIN_DEMO)/phantoms $(TRAIN_DEMO_SCANS)
 
@@ -85,7 +85,7 @@ train-demo: $(TRAIN_DEMO)/run/finished
 	$(BIN)/python -m ctfm.train.record $(TRAIN_DEMO)/run $(TRAIN_DEMO)/checkpoint
 	mkdir -p $(TRAIN_DEMO)/loaded
 	$(BIN)/python -I train/load_check.py $(TRAIN_DEMO)/run/exported main \
-		$(TRAIN_DEMO)/phantoms/held_out/1000000.mha $(TRAIN_DEMO)/loaded
+		$(TRAIN_DEMO)/phantoms/test/1000000.mha $(TRAIN_DEMO)/loaded
 	@echo "Checkpoint: $(TRAIN_DEMO)/run/exported. Metrics: $(TRAIN_DEMO)/evaluated/metrics.json. It proves that the machinery runs."
 
 # Phantoms come from their seeds, so these are the scans that checkpoints/default was trained and measured on.
@@ -93,7 +93,7 @@ TEXT_TOWER := sentence-transformers/all-MiniLM-L6-v2
 DRAW := $(BIN)/python -m ctfm.train.phantom_dataset --shape 96 144 144 --num-workers 2
 PREPARE := $(BIN)/python -m ctfm.train.prepare csv --num-workers 2
 checkpoint: setup
-	$(DRAW) runs/train --num-train 2200 --num-held-out 0
+	$(DRAW) runs/train --num-train 2200 --num-test 0
 	$(PREPARE) runs/train/table.csv runs/train_prepared
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.pretrain embedded \
 		--out runs/embedded --data runs/train_prepared --num-workers 1 --recipe.text-start $(TEXT_TOWER)
@@ -112,9 +112,9 @@ checkpoint: setup
 
 # CALIBRATE=--calibrate writes the calibration into the checkpoint's config.json.
 evaluate: setup
-	$(DRAW) runs/held_out --num-train 500 --num-validation 300 --num-held-out 1000
-	$(PREPARE) runs/held_out/table.csv runs/held_out_prepared
-	$(BIN)/python -m ctfm.train.evaluate $(CHECKPOINT) --data runs/held_out_prepared --out runs/evaluated \
+	$(DRAW) runs/test --num-train 500 --num-validation 300 --num-test 1000
+	$(PREPARE) runs/test/table.csv runs/test_prepared
+	$(BIN)/python -m ctfm.train.evaluate $(CHECKPOINT) --data runs/test_prepared --out runs/evaluated \
 		--random --histogram $(BASELINES) --num-workers 2 --failures docs/failures.png $(CALIBRATE)
 
 clean:

@@ -34,7 +34,7 @@ CROP, SPACING = (8, 16, 16), (20.0, 20.0, 20.0)
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
-    wanted = PhantomDataset(folder=folder, num_train=16, num_validation=24, num_held_out=30, shape=(16, 24, 24))
+    wanted = PhantomDataset(folder=folder, num_train=16, num_validation=24, num_test=30, shape=(16, 24, 24))
     prepare(["csv", str(write_dataset(wanted)), str(folder / "prepared"), "--num-workers", "0"])
     return folder / "prepared"
 
@@ -143,7 +143,7 @@ def test_features_of_another_model_that_knows_everything_score_full_marks(
     folder, rows = tmp_path / "features", list[dict[str, str]]()
     folder.mkdir()
     texts, axes = dict[str, np.ndarray](), np.eye(len(FINDING_NAMES) + 30, dtype=np.float32)
-    for split in (population.fit, population.choose, population.test):
+    for split in (population.train, population.validation, population.test):
         for number, case in enumerate(split):
             present = label_table([case], FINDING_NAMES)[0].astype(np.float32)
             embed = np.concatenate([2 * present - 1, 0.5 * axes[number % 30, :30]])  # and the scan's own mark
@@ -328,7 +328,7 @@ def test_the_two_populations_of_ct_rate_are_kept_apart(tmp_path: Path) -> None:
     assert [Path(case.path).name[:-7] for case in one.test] == [names[k] for k in (0, 2, 3, 4)]  # one of each scan
     assert [Path(case.path).name[:-7] for case in every.test] == names[:4]  # all, without what is no chest
     assert len({case.patient for case in every.test}) == 2
-    assert len(every.fit) + len(every.choose) == 2
+    assert len(every.train) + len(every.validation) == 2
 
 
 def test_rad_chestct_joins_locations_and_lies_as_the_patient_did(tmp_path: Path) -> None:
@@ -359,11 +359,11 @@ def test_rad_chestct_joins_locations_and_lies_as_the_patient_did(tmp_path: Path)
 
 def test_a_published_folder_is_evaluated_where_it_lies(tmp_path: Path, checkpoint: Path) -> None:
     """Merlin's layout: study, findings and impression, three answers a finding; what is not mentioned does not count."""
-    write_dataset(PhantomDataset(folder=tmp_path / "drawn", num_train=0, num_held_out=14, shape=(16, 24, 24)))
+    write_dataset(PhantomDataset(folder=tmp_path / "drawn", num_train=0, num_test=14, shape=(16, 24, 24)))
     root = tmp_path / "merlinabdominalctdataset"
     (root / "merlin_data").mkdir(parents=True)
     labels, reports = [], []
-    for number, scan in enumerate(sorted((tmp_path / "drawn" / "held_out").glob("???????.mha"))):
+    for number, scan in enumerate(sorted((tmp_path / "drawn" / "test").glob("???????.mha"))):
         scan.rename(root / "merlin_data" / f"AC{number}.mha")
         labels.append({"study id": f"AC{number}.mha", "ascites": str(number % 2), "renal_cyst": str((number % 3) - 1)})
         said = {"Findings": f"Liver seen, {number} mm.", "Impressions": "Normal.", "Split": "test"}
@@ -405,18 +405,27 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         find_population(load_protocol("ct_rate_1564"), [tmp_path], 10, 10)
 
 
-def test_without_a_choosing_split_whole_patients_are_set_aside(tmp_path: Path) -> None:
+def test_without_a_column_split_the_columns_that_are_there_are_named(tmp_path: Path) -> None:
+    write_table(tmp_path / "table.csv", [{"path": "a.mha", "Split": "", "Nodule": "1"}])
+    with pytest.raises(ValueError, match=r'has no column "split"; its columns are path, Split, Nodule'):
+        find_population(load_protocol("table"), [tmp_path / "table.csv"], 10, 10)
+    write_table(tmp_path / "table.csv", [{"path": f"{k}.mha", "split": split} for k, split in enumerate(["train", ""])])
+    with pytest.raises(ValueError, match=r'is of split "test"; there are 1 of no split, 1 of train'):
+        find_population(load_protocol("table"), [tmp_path / "table.csv"], 10, 10)
+
+
+def test_without_a_validation_split_whole_patients_are_set_aside(tmp_path: Path) -> None:
     rows = [{"path": f"{k}.mha", "patient": f"p{k // 2}", "split": "train"} for k in range(80)]
     write_table(tmp_path / "table.csv", [*rows, {"path": "t.mha", "patient": "t", "split": "test"}])
     population = find_population(load_protocol("table"), [tmp_path / "table.csv"], 100, 100)
-    chosen, fitted = ({case.patient for case in part} for part in (population.choose, population.fit))
+    chosen, fitted = ({case.patient for case in part} for part in (population.validation, population.train))
     assert not chosen & fitted
-    assert len(population.fit) + len(population.choose) == 80
-    assert 4 <= len(population.choose) <= 32
+    assert len(population.train) + len(population.validation) == 80
+    assert 4 <= len(population.validation) <= 32
 
 
 def test_a_few_scans_are_looked_at(tmp_path: Path, checkpoint: Path) -> None:
-    wanted = PhantomDataset(folder=tmp_path, num_train=0, num_held_out=6, shape=(16, 24, 24))
+    wanted = PhantomDataset(folder=tmp_path, num_train=0, num_test=6, shape=(16, 24, 24))
     paths = [row["path"] for row in read_table(write_dataset(wanted))]
     facts = [("lung tumour left", "chest"), ("lung nodule right lower lobe", "chest"), ("", "half chest")]
     facts += [("pleural effusion right", "chest"), ("", "abdomen+pelvis"), ("liver metastases", "abdomen")]

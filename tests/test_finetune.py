@@ -46,7 +46,7 @@ def write_ball(folder: Path, seed: int) -> dict[str, object]:
     return {
         "path": f"{seed}.nii",
         "patient": seed,
-        "split": "held_out" if seed >= 32 else "train",
+        "split": "test" if seed >= 32 else "train",
         "segmentation": f"{seed}-labels.nii",
         "ball": seed % 2,
         "unknown in some": "" if seed % 3 else seed % 2,

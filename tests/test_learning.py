@@ -16,13 +16,13 @@ from tests.tiny_training import tiny_data, tiny_recipe
 
 
 def test_every_checkpoint_is_asked_and_rows_of_the_same_phase_make_place(tmp_path: Path) -> None:
-    data, recipe = tiny_data(tmp_path, num_train=20, num_held_out=20), tiny_recipe(2)
+    data, recipe = tiny_data(tmp_path, num_train=20, num_test=20), tiny_recipe(2)
     recipe = replace(recipe, phases={name: recipe.phases[name] for name in ("self_supervision", "alignment")})
     out, points = tmp_path / "run", tmp_path / "points.json"
     loop.pretrain(loop.Run(recipe=recipe, out=out, data=(str(data),), save_every=1, keep_last=9), Accelerator(cpu=True))
     other = {"run": "tiny", "phase": "segmentation", "step": 0, "question": "findings, linear probe"}
     learning.replace_rows([other, other | {"phase": "alignment", "step": 99}], points)
-    asked = ["--fit", f"{data}@train", "--test", f"{data}@held_out", "--fit-scans", "15", "--points", str(points)]
+    asked = ["--train", f"{data}@train", "--test", f"{data}@test", "--train-scans", "15", "--points", str(points)]
     learning.main(["measure", str(out), *asked])
     kept, *rows = json.loads(points.read_text())
     assert kept == other
@@ -38,7 +38,7 @@ def test_every_checkpoint_is_asked_and_rows_of_the_same_phase_make_place(tmp_pat
         *((*place, f"structures, {way}") for place in steps for way in both),
     ]
     assert all(row["low"] <= row["auroc"] <= row["high"] for row in rows)
-    assert {(row["fit"], row["test"]) for row in rows} == {(15, 20)}
+    assert {(row["train"], row["test"]) for row in rows} == {(15, 20)}
     # The local transformer is frozen in this phase, so that its features stay.
     assert (
         len({row["auroc"] for row in rows if row["phase"] == "alignment" and row["question"] == f"findings, {both[0]}"})
@@ -56,7 +56,7 @@ def test_scores_that_are_the_labels_are_graded_with_one() -> None:
 
 
 def test_a_panel_a_phase(tmp_path: Path) -> None:
-    place = {"run": "phantoms", "fit": 10, "test": 20, "low": 0.5, "high": 0.7}
+    place = {"run": "phantoms", "train": 10, "test": 20, "low": 0.5, "high": 0.7}
     points = [
         place | {"phase": phase, "step": step, "question": question, "auroc": 0.6}
         for phase, question in (("self_supervision", "findings, linear probe"), ("alignment", "findings, zero-shot"))

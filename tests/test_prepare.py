@@ -216,6 +216,13 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, studies: Path) -> N
     assert found[0] == found[1]
 
 
+def test_workers_print_nothing(tmp_path: Path, studies: Path) -> None:
+    command = [sys.executable, "-m", "ctfm.train.prepare", "folder", str(studies), str(tmp_path / "out")]
+    done = subprocess.run([*command, "--num-workers", "2", "--scans-per-shard", "2"], capture_output=True, text=True)
+    assert done.stdout.startswith("5 scans prepared, 0 left out")
+    assert done.stderr == ""
+
+
 def test_a_changed_file_is_read_again_and_its_neighbours_are_not(tmp_path: Path) -> None:
     for number in range(3):
         write_nifti(tmp_path / "studies" / f"{number}.nii", phantom_hu(seed=number))
@@ -392,7 +399,7 @@ def test_merlin_is_found(tmp_path: Path) -> None:
     write_csv(root / "zero_shot_findings_disease_cls.csv", [{"study id": "AC1", "ascites": "1", "stone": "-1"}])
     (source,) = find_merlin(tmp_path)
     assert source.report == "Findings: Liver normal.\nImpression: None."
-    assert (source.labels, source.split, source.region) == ({"ascites": 1.0}, "val", "abdomen")
+    assert (source.labels, source.split, source.region) == ({"ascites": 1.0}, "validation", "abdomen")
 
 
 def test_inspect_is_found(tmp_path: Path) -> None:
@@ -433,7 +440,49 @@ def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
         prepare(configure(tmp_path, "folder", tmp_path / "empty"))
 
 
-def test_a_cell_that_is_no_number_is_no_label(tmp_path: Path) -> None:
-    table = write_csv(tmp_path / "t.csv", [{"path": "a.nii", "Nodule": "unknown", "Cyst": "true"}])
-    (source,) = find_csv(table)
-    assert source.labels == {"Cyst": 1.0}
+# --- tables -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("present", "absent"), [("1", "0"), ("1.0", "0.0"), ("yes", "No"), ("TRUE", "false")])
+def test_labels_are_read_as_tables_write_them(tmp_path: Path, present: str, absent: str) -> None:
+    row = {"path": "a.nii", "Nodule": present, "Cyst": absent, "Ascites": " "}
+    (source,) = find_csv(write_csv(tmp_path / "t.csv", [row]))
+    assert source.labels == {"Nodule": 1.0, "Cyst": 0.0}
+
+
+@pytest.mark.parametrize("cell", ["unknown", "-1", "2", "0.5", "63", "Zebrafinch^Quilla"])
+def test_a_cell_that_is_no_label_is_refused_with_its_row_and_column_and_is_not_repeated(
+    tmp_path: Path, cell: str
+) -> None:
+    rows = [{"path": "a.nii", "Nodule": "1"}, {"path": "b.nii", "Nodule": cell}]
+    with pytest.raises(ValueError, match=r't\.csv, row 3: column "Nodule" holds no label.*1 or 0, yes or no') as raised:
+        find_csv(write_csv(tmp_path / "t.csv", rows))
+    assert f'"{cell}"' not in str(raised.value)
+    assert "Zebrafinch" not in str(raised.value)
+
+
+def test_a_table_without_the_column_path_names_the_columns_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'has no column "path"; its columns are file, Nodule\.'):
+        find_csv(write_csv(tmp_path / "t.csv", [{"file": "a.nii", "Nodule": "1"}]))
+
+
+def test_a_published_table_without_a_column_it_must_have_names_those_that_are_there(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "merlin_data" / "AC1.nii.gz", phantom_hu())
+    write_csv(tmp_path / "reports_final.csv", [{"study id": "AC1", "Findings": "Liver normal.", "Split": "val"}])
+    with pytest.raises(ValueError, match=r'no column "Impressions"; its columns are study id, Findings, Split'):
+        find_merlin(tmp_path)
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,Nodule,Nodule\na.nii,1,0\n")
+    with pytest.raises(ValueError, match=r'has 2 columns "Nodule"'):
+        find_csv(tmp_path / "t.csv")
+
+
+def test_splits_have_one_set_of_names_however_a_table_spells_them(tmp_path: Path) -> None:
+    spelled = ["train", "Training", "val", "valid", "dev", "validation", "test", "testing", ""]
+    rows = [{"path": f"{number}.nii", "split": name} for number, name in enumerate(spelled)]
+    found = [source.split for source in find_csv(write_csv(tmp_path / "t.csv", rows))]
+    assert found == ["train"] * 2 + ["validation"] * 4 + ["test"] * 2 + [""]
+    with pytest.raises(ValueError, match=r'row 3: split "fold 3" is none of train, validation, test'):
+        find_csv(write_csv(tmp_path / "t.csv", [rows[0], {"path": "a.nii", "split": "fold 3"}]))

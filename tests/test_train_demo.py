@@ -49,7 +49,7 @@ def test_make_help_and_the_readme_name_it() -> None:
 
 @pytest.mark.slow
 def test_the_chain_runs_on_few_scans(tmp_path: Path) -> None:
-    scans = "--num-train 24 --num-validation 24 --num-held-out 24 --shape 24 32 32 --num-workers 0"
+    scans = "--num-train 24 --num-validation 24 --num-test 24 --shape 24 32 32 --num-workers 0"
     folder = tmp_path / "demo"
     command = ["make", "--old-file=.venv/.done", "train-demo", f"TRAIN_DEMO={folder}", f"TRAIN_DEMO_SCANS={scans}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

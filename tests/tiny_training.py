@@ -93,10 +93,10 @@ def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def tiny_data(folder: Path, num_train: int = 12, num_held_out: int = 0) -> Path:
+def tiny_data(folder: Path, num_train: int = 12, num_test: int = 0) -> Path:
     """Phantoms of 16 x 24 x 24 voxels in shards of four."""
     table = write_dataset(
-        PhantomDataset(folder=folder / "phantoms", num_train=num_train, num_held_out=num_held_out, shape=(16, 24, 24))
+        PhantomDataset(folder=folder / "phantoms", num_train=num_train, num_test=num_test, shape=(16, 24, 24))
     )
     prepare(["csv", str(table), str(folder / "prepared"), "--scans-per-shard", "4", "--num-workers", "0"])
     return folder / "prepared"

@@ -6,6 +6,7 @@ where they lie. Populations that publications keep apart are protocols of their 
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from ..volume_ctfm import Volume, read_segmentation
-from .layouts import LAYOUTS, ScanSource
+from .layouts import LAYOUTS, SPLITS, ScanSource, check_columns, read_table
 from .prepare import choose_sources, read_source, read_structures
 from .protocol import Protocol
 from .reports import STATEMENTS, split_sections
 from .shards import Manifest
 
-CHOOSING_SHARE = 0.2  # of the patients of split "fit", where a population has no split to choose on
+VALIDATION_SHARE = 0.2  # of the patients of split "train", where a population has no validation split
 ONE_SIDED = 0.99  # of a finding's voxels
 
 
@@ -52,14 +53,14 @@ class Case:
 class Population:
     """The cases of each split of a protocol, and the names of label maps' numbers."""
 
-    fit: tuple[Case, ...]
-    choose: tuple[Case, ...]
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
     test: tuple[Case, ...]
     structures: dict[int, str]
 
 
-def find_population(protocol: Protocol, sources: Sequence[Path], fit_scans: int, test_scans: int) -> Population:
-    """Cases of all sources; at most `fit_scans` of "fit", `test_scans` of "choose" and of "test", the first of each.
+def find_population(protocol: Protocol, sources: Sequence[Path], train_scans: int, test_scans: int) -> Population:
+    """Cases of all sources; at most `train_scans` of "train", `test_scans` of "validation" and of "test", the first of each.
 
     Raises:
         ValueError: there is nothing to test.
@@ -75,17 +76,24 @@ def find_population(protocol: Protocol, sources: Sequence[Path], fit_scans: int,
     names = protocol.splits
     test = tuple(case for case in cases if names["test"] in ("*", case.split))[:test_scans]
     if not test:
-        found = sorted({case.split for case in cases})
-        raise ValueError(f'No scan of {[*map(str, sources)]} is of split "{names["test"]}"; there are {found}.')
-    fit = tuple(case for case in cases if names["fit"] and case.split == names["fit"])
-    choose = tuple(case for case in cases if names["choose"] and case.split == names["choose"])
-    if fit and not choose:
-        choose = tuple(case for case in fit if falls_under(case.patient, CHOOSING_SHARE))
-        fit = tuple(case for case in fit if not falls_under(case.patient, CHOOSING_SHARE))
-    shared = {case.patient for case in test} & {case.patient for case in (*fit, *choose)}
+        for source in sources:
+            if protocol.layout == "csv" and source.is_file():
+                check_columns(source, read_table(source), "split")
+        counts = Counter(case.split or "no split" for case in cases)
+        raise ValueError(
+            f'No scan of {", ".join(map(str, sources))} is of split "{names["test"]}"; there are '
+            f"{', '.join(f'{count} of {name}' for name, count in sorted(counts.items())) or 'none'}. Name the splits in the "
+            f"table of the scans ({', '.join(SPLITS)}) and prepare it again."
+        )
+    train = tuple(case for case in cases if names["train"] and case.split == names["train"])
+    validation = tuple(case for case in cases if names["validation"] and case.split == names["validation"])
+    if train and not validation:
+        validation = tuple(case for case in train if falls_under(case.patient, VALIDATION_SHARE))
+        train = tuple(case for case in train if not falls_under(case.patient, VALIDATION_SHARE))
+    shared = {case.patient for case in test} & {case.patient for case in (*train, *validation)}
     if shared:
         raise ValueError(f"{len(shared)} patients are in the test split and in another: the numbers would be too good.")
-    return Population(fit=fit[:fit_scans], choose=choose[:test_scans], test=test, structures=structures)
+    return Population(train=train[:train_scans], validation=validation[:test_scans], test=test, structures=structures)
 
 
 def falls_under(patient: str, share: float) -> bool:

@@ -74,7 +74,7 @@ class Evaluation:
     Args:
         encoder: see features.py; data: prepared folders, or one source in the protocol's layout.
         baselines: name -> encoder, asked the same in the same run.
-        fit_scans, test_scans: at most so many of the training split, and of each other split.
+        train_scans, test_scans: at most so many of the training split, and of each other split.
         writes_calibration: into the checkpoint's config.json.
         failures: where the picture of misses goes; none without.
     """
@@ -84,7 +84,7 @@ class Evaluation:
     out: Path
     protocol: str = "phantoms"
     baselines: dict[str, str] = field(default_factory=dict)
-    fit_scans: int = 1000
+    train_scans: int = 1000
     test_scans: int = 100_000
     num_workers: int = 0
     writes_calibration: bool = False
@@ -126,8 +126,8 @@ class Encoded:
 
     name: str
     texts: Texts
-    fit: Features
-    choose: Features
+    train: Features
+    validation: Features
     test: Features
 
 
@@ -137,7 +137,7 @@ class Encoded:
 def evaluate(run: Evaluation) -> Results:
     """Asks everything, writes everything, returns the metrics."""
     protocol = load_protocol(run.protocol)
-    population = find_population(protocol, run.data, run.fit_scans, run.test_scans)
+    population = find_population(protocol, run.data, run.train_scans, run.test_scans)
     findings = protocol.findings or all_findings(population.test)
     patients = [case.patient for case in population.test]
     results = Results(resample_patients(patients, protocol.resamples, protocol.seed), findings)
@@ -145,16 +145,16 @@ def evaluate(run: Evaluation) -> Results:
 
     ours = encode_splits(run, run.encoder, protocol, population, findings)
     labels = label_table(population.test, findings)
-    logits, choose_logits = np.zeros((0, 0)), np.zeros((0, 0))
+    logits, validation_logits = np.zeros((0, 0)), np.zeros((0, 0))
     calibration: dict[str, dict[str, float]] = {}
     if "joint" in ours.test.sets and ours.texts.are_available:
         ask_findings(protocol, population, findings, ours, results)
         logits = zero_shot_logits(ours, ours.test, protocol.prompts["pair"], findings)
-        if population.choose:
-            choose_logits = zero_shot_logits(ours, ours.choose, protocol.prompts["pair"], findings)
-            known = label_table(population.choose, findings)
-            calibration = calibrate(choose_logits, known, findings)
-            ask_thresholds(choose_logits, known, logits, labels, findings, results)
+        if population.validation:
+            validation_logits = zero_shot_logits(ours, ours.validation, protocol.prompts["pair"], findings)
+            known = label_table(population.validation, findings)
+            calibration = calibrate(validation_logits, known, findings)
+            ask_thresholds(validation_logits, known, logits, labels, findings, results)
             ask_probabilities(calibration, logits, labels, findings, results)
         parts = protocol.retrieval.texts if protocol.retrieval else ()
         ask_retrieval(protocol, population.test, ours, results, parts, prefix="retrieval")
@@ -179,7 +179,7 @@ def evaluate(run: Evaluation) -> Results:
 
 
 def describe_population(protocol: Protocol, population: Population, findings: Sequence[str], results: Results) -> None:
-    parts = {"fit": population.fit, "choose": population.choose, "test": population.test}
+    parts = {"train": population.train, "validation": population.validation, "test": population.test}
     counts = {name: {"scans": len(p), "patients": len({c.patient for c in p})} for name, p in parts.items()}
     results.chosen["population"] = counts
     expected = protocol.expected_test_scans
@@ -216,8 +216,8 @@ def encode_splits(
         name=encoder,
         texts=texts,
         test=encode(encoder, population.test, cache, pointer, focal, workers),
-        choose=encode(encoder, population.choose, cache, num_workers=workers),
-        fit=encode(encoder, population.fit, cache, num_workers=workers),
+        validation=encode(encoder, population.validation, cache, num_workers=workers),
+        train=encode(encoder, population.train, cache, num_workers=workers),
     )
 
 
@@ -248,19 +248,19 @@ def ask_findings(
 
 
 def ask_thresholds(
-    choose_logits: np.ndarray,
-    choose_labels: np.ndarray,
+    validation_logits: np.ndarray,
+    validation_labels: np.ndarray,
     logits: np.ndarray,
     labels: np.ndarray,
     findings: Sequence[str],
     results: Results,
 ) -> None:
-    """F1 at the threshold that is best on the choosing split."""
+    """F1 at the threshold that is best on the validation split."""
     found = []
     for k, finding in enumerate(findings):
-        if can_be_measured(choose_labels[:, k]) and can_be_measured(labels[:, k]):
-            known, seen = ~np.isnan(labels[:, k]), ~np.isnan(choose_labels[:, k])
-            threshold = choose_threshold(choose_logits[seen, k], choose_labels[seen, k])
+        if can_be_measured(validation_labels[:, k]) and can_be_measured(labels[:, k]):
+            known, seen = ~np.isnan(labels[:, k]), ~np.isnan(validation_labels[:, k])
+            threshold = choose_threshold(validation_logits[seen, k], validation_labels[seen, k])
             values = f1(logits[known, k] >= threshold, labels[known, k], results.weights[:, known])
             results.put(f"zero_shot/{finding}/f1", values, int(known.sum()))
             found.append(values)
@@ -470,13 +470,13 @@ def ask_frozen(
     population: Population, findings: Sequence[str], encoded: Encoded, results: Results, prefix: str
 ) -> None:
     """Nearest neighbours and linear probe."""
-    if not population.fit:
+    if not population.train:
         results.notes.append("The population has no scans to fit a probe on.")
         return
-    labels = [label_table(part, findings) for part in (population.fit, population.choose, population.test)]
+    labels = [label_table(part, findings) for part in (population.train, population.validation, population.test)]
     for name, scorer, settings in (("knn", knn_scores, NEIGHBOURS), ("linear", linear_scores, PENALTIES)):
         probed: Probed = probe_sets(
-            encoded.fit.sets, labels[0], encoded.choose.sets, labels[1], encoded.test.sets, scorer, settings
+            encoded.train.sets, labels[0], encoded.validation.sets, labels[1], encoded.test.sets, scorer, settings
         )
         results.put_findings(f"{prefix}{name}", probed.scores, labels[2], findings)
         results.chosen[f"{prefix}{name}"] = {k: v for k, v in asdict(probed).items() if k != "scores"}
@@ -639,7 +639,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", action="append", default=[], metavar="NAME=CHECKPOINT")
     parser.add_argument("--random", action="store_true", help="baseline: this architecture with random weights")
     parser.add_argument("--histogram", action="store_true", help="baseline: how the HU are distributed")
-    parser.add_argument("--fit-scans", type=int, default=1000, help="most that a probe is fitted on")
+    parser.add_argument("--train-scans", type=int, default=1000, help="most that a probe is fitted on")
     parser.add_argument("--test-scans", type=int, default=100_000, help="most of every other split")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument(
@@ -659,7 +659,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=given.out,
             protocol=given.protocol,
             baselines=baselines,
-            fit_scans=given.fit_scans,
+            train_scans=given.train_scans,
             test_scans=given.test_scans,
             num_workers=given.num_workers,
             writes_calibration=given.calibrate,

@@ -6,7 +6,7 @@
 
 The loop is that of pretrain.py: resumable to the bit, on any number of processes; `--recipe.trunk-is-frozen` trains the head
 alone, `--recipe.from-scratch` draws all weights anew, which is the supervised baseline of a checkpoint. OUT/log.jsonl has a
-row `probe/...` with what the split `held_out_split` says every `probe_every` steps and at the end, OUT/metrics.json the last.
+row `probe/...` with what the split `test_split` says every `probe_every` steps and at the end, OUT/metrics.json the last.
 """
 
 import json
@@ -78,9 +78,9 @@ def fine_tune(run: Run, accelerator: Accelerator) -> bool:
     def ask(path: Path) -> dict[str, float]:
         folder = Manifest(schedule.config.sources[0].folder)
         trained, cutter = load_trained(path)
-        found = grade(trained.to(accelerator.device), cutter, folder, recipe.held_out_split, run.probe_scans)  # type: ignore[arg-type]
+        found = grade(trained.to(accelerator.device), cutter, folder, recipe.test_split, run.probe_scans)  # type: ignore[arg-type]
         if not found:
-            print(f"{folder.folder} has no labelled scan of split {recipe.held_out_split!r}, so nothing is measured.")
+            print(f"{folder.folder} has no labelled scan of split {recipe.test_split!r}, so nothing is measured.")
         return found
 
     checkpoints = find_checkpoints(run.out / "checkpoints", [recipe.name])

@@ -8,7 +8,8 @@ import ast
 import csv
 import re
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +18,15 @@ from ..studies_ctfm import ENDINGS, find_scans
 
 CT_RATE_NAME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)\.nii\.gz")
 # 25,692 scans have 50,188 reconstructions; files under *_fixed were corrected by the authors (their data_correction_note).
-CT_RATE_SPLITS = {"train": ("train", "train"), "valid": ("validation", "valid")}  # spelling of reports, of labels
+CT_RATE_SPLITS = {
+    "train": ("train", "train"),
+    "valid": ("validation", "valid"),
+}  # our name and the reports', the labels'
+
+SPLITS = ("train", "validation", "test")  # the only names of splits past this file
+SPELLINGS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
+LABELS = {"1": 1.0, "yes": 1.0, "true": 1.0, "0": 0.0, "no": 0.0, "false": 0.0}
+TABLE_COLUMNS = ("path", "patient", "split", "report", "region", "series_uid", "segmentation")  # no findings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,8 @@ class ScanSource:
         path: what `read_volume` opens; series_uid: which series of it.
         name: distinguishes the scan in its data set on any machine; patient: who it is of; neither is written anywhere in
             the clear.
+        labels: finding -> 1 present, 0 absent; what is not stated is missing.
+        split: of `SPLITS`, or empty.
         group: scans of one group are reconstructions of one scan; empty where a layout does not say.
         segmentation: a label map on the scan's voxels.
         refused: why the publisher's own lists leave this scan out.
@@ -77,13 +88,18 @@ def find_folder(root: Path) -> list[ScanSource]:
 
 
 def find_csv(table: Path) -> list[ScanSource]:
-    """A table with the columns path (relative to it) and, as far as known, report, patient, split, region, series_uid,
-    segmentation (the path of a label map, whose labels structures.json beside the table names: `{"1": "liver"}`).
-    Every other column is a finding's label: a number, or empty where unknown."""
-    known = {"path", "report", "patient", "split", "region", "series_uid", "segmentation"}
-    sources = []
-    for row in read_table(table):
+    """A table with the columns path (relative to it) and, as far as known, report, patient, split (train, validation, test),
+    region, series_uid, segmentation (the path of a label map, whose labels structures.json beside the table names:
+    `{"1": "liver"}`). Every other column is a finding's label: 1 or 0, yes or no, true or false; empty where not stated.
+
+    Raises:
+        ValueError: there is no column path, or a split or a label is none of these.
+    """
+    rows, sources = read_table(table), []
+    check_columns(table, rows, "path")
+    for number, row in enumerate(rows, 2):
         uid = row.get("series_uid") or None
+        place = f"{table.name}, row {number}"
         sources.append(
             ScanSource(
                 path=table.parent / row["path"],
@@ -91,9 +107,9 @@ def find_csv(table: Path) -> list[ScanSource]:
                 name=f"{row['path']}#{uid or ''}",
                 patient=row.get("patient") or row["path"],
                 report=row.get("report", ""),
-                split=row.get("split", ""),
+                split=read_split(row.get("split", ""), place),
                 region=row.get("region", ""),
-                labels=_labels({name: value for name, value in row.items() if name not in known}),
+                labels=read_labels({k: v for k, v in row.items() if k not in TABLE_COLUMNS}, place),
                 segmentation=table.parent / row["segmentation"] if row.get("segmentation") else None,
             )
         )
@@ -109,9 +125,10 @@ def find_ct_rate(root: Path) -> list[ScanSource]:
     root = root / "dataset" if (root / "dataset").is_dir() else root
     sources = []
     for split, (long_name, short_name) in CT_RATE_SPLITS.items():
-        reports = _by(root / f"radiology_text_reports/{long_name}_reports.csv", "VolumeName")
+        texts = ("Findings_EN", "Impressions_EN")
+        reports = _by(root / f"radiology_text_reports/{long_name}_reports.csv", "VolumeName", *texts)
         stated = _by(root / f"metadata/{long_name}_metadata.csv", "VolumeName")
-        labels = _by(root / f"multi_abnormality_labels/{short_name}_predicted_labels.csv", "VolumeName")
+        labels = _labels_by(root / f"multi_abnormality_labels/{short_name}_predicted_labels.csv", "VolumeName")
         no_chest = root / f"metadata/no_chest_{split}.txt"
         left_out = {Path(line).name for line in no_chest.read_text().split()} if no_chest.is_file() else set()
         for folder in (root / split, root / f"{split}_fixed"):
@@ -130,8 +147,8 @@ def find_ct_rate(root: Path) -> list[ScanSource]:
                         group=f"{match[1]}_{match[3]}",
                         preference=(float(facts.header_is_right), -depth, -float(match[4])),
                         report=_sections(findings=text.get("Findings_EN"), impression=text.get("Impressions_EN")),
-                        labels=_labels(labels.get(path.name, {}), besides="VolumeName"),
-                        split=split,
+                        labels=labels.get(path.name, {}),
+                        split=long_name,
                         region="chest",
                         stated=facts,
                         refused="the publisher lists it as no chest scan" if path.name in left_out else "",
@@ -156,8 +173,8 @@ def find_merlin(root: Path) -> list[ScanSource]:
     not published, so a study stands for one."""
     root = root / "merlinabdominalctdataset" if (root / "merlinabdominalctdataset").is_dir() else root
     tables = sorted([*root.glob("reports_final*.xlsx"), *root.glob("reports_final*.csv")])
-    reports = _by(tables[-1], "study id") if tables else {}
-    labels = _by(root / "zero_shot_findings_disease_cls.csv", "study id")
+    reports = _by(tables[-1] if tables else None, "study id", "Findings", "Impressions", "Split")
+    labels = _labels_by(root / "zero_shot_findings_disease_cls.csv", "study id", unstated=("-1",))
     sources = []
     for path in _scans_in(root / "merlin_data"):
         study = _stem(path)
@@ -168,8 +185,8 @@ def find_merlin(root: Path) -> list[ScanSource]:
                 name=_inside(root, path),
                 patient=study,
                 report=_sections(findings=text.get("Findings"), impression=text.get("Impressions")),
-                labels={k: v for k, v in _labels(labels.get(study, {}), besides="study id").items() if v >= 0},
-                split=text.get("Split", ""),
+                labels=labels.get(study, {}),
+                split=read_split(text.get("Split", ""), "Merlin's table of reports"),
                 region="abdomen",
             )
         )
@@ -179,10 +196,11 @@ def find_merlin(root: Path) -> list[ScanSource]:
 def find_inspect(root: Path) -> list[ScanSource]:
     """INSPECT as Stanford AIMI hands it out: CTPA/<image_id>.nii.gz, and study_mapping, impressions, labels and splits as
     dated .tsv, joined by impression_id."""
-    mapping = _by(_latest(root, "study_mapping_*.tsv"), "image_id")
-    texts = _by(_latest(root, "impressions_*.tsv"), "impression_id")
-    labels = _by(_latest(root, "labels_*.tsv"), "impression_id")
-    splits = _by(_latest(root, "splits_*.tsv"), "impression_id")
+    mapping = _by(_latest(root, "study_mapping_*.tsv"), "image_id", "impression_id", "person_id")
+    texts = _by(_latest(root, "impressions_*.tsv"), "impression_id", "impressions")
+    # Outcomes are "Censored" where a patient was not followed long enough.
+    labels = _labels_by(_latest(root, "labels_*.tsv"), "impression_id", unstated=("censored",))
+    splits = _by(_latest(root, "splits_*.tsv"), "impression_id", "split")
     sources = []
     for path in _scans_in(root / "CTPA"):
         study = mapping.get(_stem(path), {})
@@ -193,8 +211,8 @@ def find_inspect(root: Path) -> list[ScanSource]:
                 name=_inside(root, path),
                 patient=study.get("person_id") or _stem(path),
                 report=_sections(findings=None, impression=texts.get(key, {}).get("impressions")),
-                labels=_labels({k: v for k, v in labels.get(key, {}).items() if not k.endswith("_id")}),
-                split=splits.get(key, {}).get("split", ""),
+                labels=labels.get(key, {}),
+                split=read_split(splits.get(key, {}).get("split", ""), "INSPECT's table of splits"),
                 region="chest",
             )
         )
@@ -223,19 +241,26 @@ def find_rad_chestct(root: Path) -> list[ScanSource]:
     """RAD-ChestCT as on Zenodo (6406114): <id>.npz in any folder, img{train,valid,test}_Abnormality_and_Location_Labels.csv
     with a column for each abnormality*location, CT_Scan_Metadata_Complete_35747.csv for the patient. An abnormality is found
     where any of its locations has it; names are those of CT-RATE, joined as HLIP does. No reports are public."""
-    patients = _by(next(root.rglob("CT_Scan_Metadata_Complete_*.csv"), None), "NoteAcc_DEID")
+    patients = _by(next(root.rglob("CT_Scan_Metadata_Complete_*.csv"), None), "NoteAcc_DEID", "MRN_DEID")
     scans = {path.stem: path for path in sorted(root.rglob("*.npz"))}
     sources = []
     for split in ("train", "valid", "test"):
-        table = _by(next(root.rglob(f"img{split}_Abnormality_and_Location_Labels.csv"), None), "NoteAcc_DEID")
+        table = _labels_by(next(root.rglob(f"img{split}_Abnormality_and_Location_Labels.csv"), None), "NoteAcc_DEID")
         for name in sorted(table.keys() & scans.keys()):
             found: dict[str, float] = {}
-            for column, value in _labels(table[name], besides="NoteAcc_DEID").items():
+            for column, value in table[name].items():
                 for label in RAD_CHESTCT_NAMES.get(column.split("*")[0], ()):
                     found[label] = max(found.get(label, 0.0), value)
             patient = patients.get(name, {}).get("MRN_DEID") or name
             sources.append(
-                ScanSource(path=scans[name], name=name, patient=patient, labels=found, split=split, region="chest")
+                ScanSource(
+                    path=scans[name],
+                    name=name,
+                    patient=patient,
+                    labels=found,
+                    split=SPELLINGS.get(split, split),
+                    region="chest",
+                )
             )
     return sources
 
@@ -277,6 +302,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return _read_sheet(path)
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        for name, count in Counter(rows.fieldnames or ()).items():
+            if count > 1:
+                raise ValueError(
+                    f'{path} has {count} columns "{name}", of which only one would be read; name them apart.'
+                )
         return [{key: value or "" for key, value in row.items() if key is not None} for row in rows]
 
 
@@ -300,30 +330,80 @@ def _read_sheet(path: Path) -> list[dict[str, str]]:
     return [{name: row.get(column, "") for column, name in names.items()} for row in rows[1:]]
 
 
-def _by(path: Path | None, column: str) -> dict[str, dict[str, str]]:
+def check_columns(path: Path, rows: list[dict[str, str]], *needed: str) -> None:
+    """Raises:
+    ValueError: a table lacks a column.
+    """
+    missing = [name for name in needed if rows and name not in rows[0]]
+    if missing:
+        raise ValueError(f'{path} has no column "{missing[0]}"; its columns are {", ".join(rows[0])}.')
+
+
+def read_split(text: str, place: str) -> str:
+    """`SPLITS`, however a table spells them.
+
+    >>> read_split("valid", "table.csv, row 2")
+    'validation'
+
+    Raises:
+        ValueError: it is another word.
+    """
+    word = text.strip().lower()
+    word = SPELLINGS.get(word, word)
+    if word and word not in SPLITS:
+        raise ValueError(f'{place}: split "{text}" is none of {", ".join(SPLITS)}; leave it empty for a scan of none.')
+    return word
+
+
+def read_labels(columns: Mapping[str, str], place: str, unstated: Collection[str] = ()) -> dict[str, float]:
+    """Column -> 1 or 0; what is empty, or one of the words in `unstated`, is left out.
+
+    >>> read_labels({"Lung nodule": "yes", "Ascites": "0", "Cyst": ""}, "table.csv, row 2")
+    {'Lung nodule': 1.0, 'Ascites': 0.0}
+
+    Raises:
+        ValueError: a cell holds anything else. It is not repeated: a column that is no finding's may name the patient.
+    """
+    labels = {}
+    for name, text in columns.items():
+        word = text.strip().lower()
+        word = re.sub(r"\.0+$", "", word)  # a spreadsheet's 1.0
+        if not word or word in unstated:
+            continue
+        if word not in LABELS:
+            raise ValueError(
+                f'{place}: column "{name}" holds no label. A finding\'s column holds 1 or 0, yes or no, true or false, or '
+                f"nothing where it is not stated; remove columns of anything else. Other columns: {', '.join(TABLE_COLUMNS)}."
+            )
+        labels[name] = LABELS[word]
+    return labels
+
+
+def _by(path: Path | None, key: str, *needed: str) -> dict[str, dict[str, str]]:
     """Rows by one column, the first of equals; no rows where there is no table."""
     found: dict[str, dict[str, str]] = {}
     if path is not None and path.is_file():
-        for row in read_table(path):
-            found.setdefault(row[column], row)
+        rows = read_table(path)
+        check_columns(path, rows, key, *needed)
+        for row in rows:
+            found.setdefault(row[key], row)
+    return found
+
+
+def _labels_by(path: Path | None, key: str, unstated: Collection[str] = ()) -> dict[str, dict[str, float]]:
+    """Labels by one column; columns that end in _id name something and are no findings."""
+    found: dict[str, dict[str, float]] = {}
+    if path is not None and path.is_file():
+        rows = read_table(path)
+        check_columns(path, rows, key)
+        for number, row in enumerate(rows, 2):
+            columns = {name: text for name, text in row.items() if name != key and not name.endswith("_id")}
+            found.setdefault(row[key], read_labels(columns, f"{path}, row {number}", unstated))
     return found
 
 
 def _latest(root: Path, pattern: str) -> Path | None:
     return max(root.glob(pattern), default=None)
-
-
-def _labels(row: dict[str, str], besides: str = "") -> dict[str, float]:
-    labels = {}
-    for name, value in row.items():
-        text = value.strip().lower()
-        if name == besides or not text:
-            continue
-        if text in ("true", "false"):
-            labels[name] = float(text == "true")
-        elif re.fullmatch(r"[-+]?\d+(\.\d+)?", text):
-            labels[name] = float(text)
-    return labels
 
 
 def _sections(*, findings: str | None, impression: str | None) -> str:

@@ -1,13 +1,13 @@
 """Checkpoints of a run and scans that it did not see -> points of its learning curve -> train/learning.png.
 
     python -m ctfm.train.pretrain phantoms --out RUN --data PREPARED --save-every 50 --keep-last 100
-    python -m ctfm.train.learning measure RUN --fit HELD@validation --test HELD@held_out
+    python -m ctfm.train.learning measure RUN --train FOLDER@validation --test FOLDER@test
     python -m ctfm.train.learning draw
 
 `measure` puts a row into train/learning.json for every checkpoint and question: findings of scans by nearest neighbours and
-by a linear probe over crops' descriptors, both fitted on the scans of `--fit`, and zero-shot where a phase aligns; where there
-are label maps, structures of patches over the local transformer's tokens. All are macro AUROC over what `--test` holds, with
-95 % intervals over resampled scans. Rows of other runs, phases and questions stay.
+by a linear probe over crops' descriptors, both fitted on the scans of `--train`, and zero-shot where a phase aligns; where
+there are label maps, structures of patches over the local transformer's tokens. All are macro AUROC over what `--test` holds,
+with 95 % intervals over resampled scans. Rows of other runs, phases and questions stay.
 """
 
 import argparse
@@ -46,9 +46,9 @@ def measure_run(
     run: Path,
     phases: Sequence[str],
     asked: Sequence[str],
-    fit: SourceConfig,
+    train: SourceConfig,
     test: SourceConfig,
-    num_fit: int,
+    num_train: int,
     num_test: int,
 ) -> list[dict[str, Any]]:
     """A row a checkpoint and question, of the phases that are named, or all."""
@@ -60,12 +60,12 @@ def measure_run(
     cutter = processor.image_processor if isinstance(processor, CTFMProcessor) else processor
     rows = []
     for kind in asked:
-        known = ENCODERS[kind](models, cutter, Manifest(fit.folder), fit.split, num_fit)
+        known = ENCODERS[kind](models, cutter, Manifest(train.folder), train.split, num_train)
         unknown = ENCODERS[kind](models, cutter, Manifest(test.folder), test.split, num_test)
         for path, (model, own), a, b in zip(paths, loaded, known, unknown, strict=True):
             phase, _, step = path.name.rpartition("-")
             place = {"run": recipe["name"], "phase": phase, "step": int(step)}
-            place |= {"fit": len(set(a.scans)), "test": len(set(b.scans))}
+            place |= {"train": len(set(a.scans)), "test": len(set(b.scans))}
             scores = {"nearest neighbours": knn_scores(a, b), "linear probe": linear_scores(a, b)}
             if b.image_embeds is not None and isinstance(model, CTFMModel) and isinstance(own, CTFMProcessor):
                 scores["zero-shot"] = zero_shot_scores(model, own, b)
@@ -105,7 +105,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
             own = sorted((row for row in rows if row["question"] == question), key=lambda row: row["step"])
             steps, values = [row["step"] for row in own], [row["auroc"] for row in own]
             colour = COLOURS[question]
-            label = f"{question} ({own[0]['fit']} scans to fit, {own[0]['test']} to test)"
+            label = f"{question} ({own[0]['train']} scans to train, {own[0]['test']} to test)"
             axis.plot(steps, values, "o-", ms=3.5, lw=1.6, color=colour, label=label)
             axis.fill_between(
                 steps, [row["low"] for row in own], [row["high"] for row in own], color=colour, alpha=0.15, lw=0
@@ -125,11 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
     measuring.add_argument("run", type=Path, help="OUT of ctfm.train.pretrain")
-    measuring.add_argument("--fit", required=True, metavar="FOLDER@SPLIT")
+    measuring.add_argument("--train", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--test", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--phases", nargs="*", default=[])
     measuring.add_argument("--ask", nargs="*", choices=ENCODERS, default=list(ENCODERS))
-    measuring.add_argument("--fit-scans", type=int, default=300)
+    measuring.add_argument("--train-scans", type=int, default=300)
     measuring.add_argument("--test-scans", type=int, default=300)
     measuring.add_argument("--points", type=Path, default=POINTS)
     drawing = commands.add_parser("draw")
@@ -139,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "draw":
         draw(json.loads(given.points.read_text()), given.out)
         return 0
-    fit, test = (
-        SourceConfig(folder=f, split=s) for f, _, s in (text.rpartition("@") for text in (given.fit, given.test))
+    train, test = (
+        SourceConfig(folder=f, split=s) for f, _, s in (text.rpartition("@") for text in (given.train, given.test))
     )
-    rows = measure_run(given.run, given.phases, given.ask, fit, test, given.fit_scans, given.test_scans)
+    rows = measure_run(given.run, given.phases, given.ask, train, test, given.train_scans, given.test_scans)
     replace_rows(rows, given.points)
     for row in rows:
         print(json.dumps(row))

@@ -1,10 +1,10 @@
 """Phantoms -> a folder of scans and segmentations (MetaImage), table.csv and structures.json, in the layout `csv` of
 `prepare`.
 
-    python -m ctfm.train.phantom_dataset FOLDER --num-train 1000 --num-validation 150 --num-held-out 300 --num-workers 8
+    python -m ctfm.train.phantom_dataset FOLDER --num-train 1000 --num-validation 150 --num-test 300 --num-workers 8
 
-Held-out phantoms have seeds of their own, parameters from shifted ranges (other noise, kernels, spacing, sizes, body
-habitus) and reports in sentences that no training report has. Validation phantoms are drawn as the held-out ones are,
+Test phantoms have seeds of their own, parameters from shifted ranges (other noise, kernels, spacing, sizes, body
+habitus) and reports in sentences that no training report has. Validation phantoms are drawn as the test phantoms are,
 from other seeds: settings and calibration are chosen on them.
 """
 
@@ -41,7 +41,7 @@ COLUMNS = (
     *("path", "patient", "split", "report", "segmentation", *FINDING_NAMES),
     *(f"{side} {name.lower()}" for name in SIDED_NAMES for side in ("Left", "Right")),
 )
-FIRST_HELD_OUT_SEED = 1_000_000
+FIRST_TEST_SEED = 1_000_000
 FIRST_VALIDATION_SEED = 2_000_000
 
 
@@ -51,7 +51,7 @@ class PhantomDataset:
 
     Args:
         folder: where the scans and table.csv go.
-        num_train: of split "train"; num_validation: of split "validation"; num_held_out: of split "held_out".
+        num_train: of split "train"; num_validation: of split "validation"; num_test: of split "test".
         shape: voxels `(depth, height, width)`; the spacing follows from the coverage, about 5 x 4 x 4 mm here.
         num_workers: processes; 0 works in this one.
     """
@@ -59,7 +59,7 @@ class PhantomDataset:
     folder: tyro.conf.Positional[Path]
     num_train: int = 1000
     num_validation: int = 0
-    num_held_out: int = 300
+    num_test: int = 300
     shape: tuple[int, int, int] = (64, 96, 96)
     num_workers: int = 0
 
@@ -68,7 +68,7 @@ def plan(dataset: PhantomDataset) -> Iterator[tuple[int, str]]:
     """Seed and split of every phantom."""
     yield from ((seed, "train") for seed in range(dataset.num_train))
     yield from ((FIRST_VALIDATION_SEED + k, "validation") for k in range(dataset.num_validation))
-    yield from ((FIRST_HELD_OUT_SEED + k, "held_out") for k in range(dataset.num_held_out))
+    yield from ((FIRST_TEST_SEED + k, "test") for k in range(dataset.num_test))
 
 
 def draw(task: tuple[int, str, PhantomDataset]) -> dict[str, object]:

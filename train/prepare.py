@@ -195,9 +195,11 @@ def write_shard_apart(task: Task) -> int:
 
 
 def start_processes() -> BaseContext:
-    """Workers are forked from a process that has imported this module and runs no thread."""
+    """Workers are forked from a process that has imported what takes long and runs no thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ctfm.train.prepare"])
+    # Not this module: as `python -m` runs it, workers run it again under the name __mp_main__, and runpy warns of one that is
+    # in sys.modules already.
+    context.set_forkserver_preload(["ctfm.volume_ctfm", "ctfm.train.layouts", "ctfm.train.shards"])
     return context
 
 

@@ -63,7 +63,7 @@ class Run:
         out: where everything goes.
         save_every, keep_last: steps between checkpoints, and how many stay beside the last of each phase.
         log_every: steps between rows of the log; only then does the device wait for the host.
-        probe_every: steps between probes on split "held_out", from step 0, a multiple of save_every; 0 for none.
+        probe_every: steps between probes on split "test", from step 0, a multiple of save_every; 0 for none.
         probe_scans: of each split.
         num_workers: loader processes of every process.
         checkpoint_activations: of every layer, computed again in the backward pass: less memory, a third more work.

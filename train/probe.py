@@ -2,7 +2,7 @@
 
     python -m ctfm.train.probe runs/x/checkpoints/* --data runs/prepared --train-scans 400 --test-scans 400
 
-Scans of split "train" are neighbours and training set, those of "held_out" are asked about. evaluate.py does it with
+Scans of split "train" are neighbours and training set, those of "test" are asked about. evaluate.py does it with
 intervals and more questions.
 """
 
@@ -171,10 +171,10 @@ def probe(
     num_train: int,
     num_test: int,
 ) -> dict[str, float]:
-    """Macro AUROC on held-out scans: nearest neighbours, linear probe and, of a dual encoder, zero-shot."""
+    """Macro AUROC on the scans of split "test": nearest neighbours, linear probe and, of a dual encoder, zero-shot."""
     cutter = processor.image_processor if isinstance(processor, CTFMProcessor) else processor
     (train,) = encode_split([model], cutter, manifest, "train", num_train)
-    (test,) = encode_split([model], cutter, manifest, "held_out", num_test)
+    (test,) = encode_split([model], cutter, manifest, "test", num_test)
     found = {
         "knn/macro_auroc": macro_auroc(knn_scores(train, test), test.labels),
         "linear/macro_auroc": macro_auroc(linear_scores(train, test), test.labels),

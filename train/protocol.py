@@ -62,8 +62,9 @@ class Protocol:
         layout: of `layouts.py`, when the source is no prepared folder.
         reconstructions: of one scan: "first" by name, "best" as its layout prefers, or "all".
         expected_test_scans: of the population that publications use; another number is said beside the results.
-        splits: "fit" trains probes, "choose" chooses hyperparameters, calibration and thresholds, "test" is reported. "*" is
-            every scan; without "choose" a fifth of the patients of "fit" takes its part.
+        splits: which split of the source takes which part: "train" trains probes, on "validation" hyperparameters, calibration
+            and thresholds are chosen, "test" is reported. "*" is every scan; where nothing is named for "validation", a fifth
+            of the patients of "train" takes its part.
         findings: None for every label of the source.
         prompts: by name; "pair" is what the zero-shot pipeline says.
     """

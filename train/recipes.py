@@ -127,7 +127,7 @@ class FineTuning:
         trunk_is_frozen: the head alone learns.
         steps: of the optimizer.
         global_batch, micro_batch: scans.
-        split, held_out_split: of the prepared folders; what is not stated about a scan does not count.
+        split, test_split: of the prepared folders; what is not stated about a scan does not count.
         seed: of new weights, samples, dropout.
     """
 
@@ -140,7 +140,7 @@ class FineTuning:
     global_batch: int = 16
     micro_batch: int = 16
     split: str = "train"
-    held_out_split: str = "held_out"
+    test_split: str = "test"
     optimizer: OptimizerConfig
     seed: int = 0
 
