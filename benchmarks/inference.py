@@ -29,7 +29,6 @@ from pathlib import Path
 
 import torch
 from ctfm import CTFMImageProcessor, CTFMVisionConfig, CTFMVisionModel, read_volume
-from ctfm.image_processing_ctfm import AxisSamples
 from ctfm.modeling_ctfm import CTFMAttention, grid_coordinates, rotary_tables
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
@@ -56,7 +55,7 @@ def build(name: str) -> tuple[CTFMVisionModel, CTFMImageProcessor]:
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):  # zero biases leave air at exactly zero, which no trained model does
             nn.init.normal_(parameter, std=0.02)
-    return model, CTFMImageProcessor()
+    return model, CTFMImageProcessor(resampling="linear")  # as `resample_whole` does
 
 
 class Stages:
@@ -78,10 +77,12 @@ def resample_whole(volume, processor: CTFMImageProcessor, geometry) -> torch.Ten
     low, high = processor.intensity_window
     hu = (torch.from_numpy(volume.hu).float().clamp(low, high) - low) / (high - low)
     axes, inside = [], []
-    for axis in range(3):
-        samples = AxisSamples.along(geometry, axis)
-        axes.append(2 * (samples.low + samples.weight) / max(1, geometry.shape[axis] - 1) - 1)
-        inside.append(samples.inside)
+    for axis, size in enumerate(geometry.shape):
+        grid = torch.arange(geometry.crop_grid[axis] * geometry.crop_size[axis], dtype=torch.float64)
+        positions = geometry.offset[axis] + geometry.step[axis] * grid
+        covered = ((positions > -0.5 - 1e-6) & (positions < size - 0.5 + 1e-6)).nonzero()[:, 0]
+        axes.append(2 * positions[covered].clamp(0, size - 1) / max(1, size - 1) - 1)
+        inside.append(slice(int(covered[0]), int(covered[-1]) + 1))
     places = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).float()
     resampled = nn.functional.grid_sample(hu[None, None], places[None], align_corners=True, padding_mode="border")[0, 0]
     whole = torch.zeros([g * c for g, c in zip(geometry.crop_grid, geometry.crop_size, strict=True)])

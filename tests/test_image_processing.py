@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ctfm import CTFMForSemanticSegmentation
-from ctfm.image_processing_ctfm import CTFMImageProcessor, lay_axis
+from ctfm.image_processing_ctfm import CTFMImageProcessor, area_width, lay_axis
 from transformers import AutoImageProcessor
 
 from tests.tiny import tiny_config
@@ -69,24 +69,75 @@ def test_window_clips_before_it_interpolates() -> None:
     torch.testing.assert_close(line[:4], torch.tensor([0.0, 0.25, 0.75, 0.75]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("resampling", ["area", "linear"])
 @pytest.mark.parametrize("spacing", [(1.0, 0.7, 0.9), (3.0, 1.9, 2.2), (0.6, 1.0, 1.3)])
-def test_a_ramp_in_millimetres_stays_the_same_ramp_at_any_spacing(spacing: tuple[float, float, float]) -> None:
+def test_a_ramp_in_millimetres_stays_the_same_ramp_at_any_spacing(
+    spacing: tuple[float, float, float], resampling: str
+) -> None:
     """The true value at every grid voxel is known, so this finds any error of offset, step or axis."""
     shape, source = (20, 40, 30), (1.5, 0.8, 1.1)
     matrix = affine(source, origin=(40.0, -7.0, 100.0))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
     world = index @ matrix[:3, :3].T + matrix[:3, 3]
     hu = (world @ np.array([3.0, -2.0, 1.5])).astype(np.float32)
-    inputs = processor(intensity_window=ALL, spacing=spacing, air_hu=-30000)((hu, matrix))
+    worker = processor(intensity_window=ALL, spacing=spacing, air_hu=-30000, resampling=resampling)
+    inputs = worker((hu, matrix))
     (geometry,) = inputs.geometry
     volume = assemble(inputs.pixel_values[0, :, 0], geometry.crop_grid).double() * (ALL[1] - ALL[0]) + ALL[0]
     grid_index = np.stack(np.meshgrid(*(np.arange(n) for n in volume.shape), indexing="ij"), -1)
     grid_world = grid_index @ geometry.grid_affine[:3, :3].T + geometry.grid_affine[:3, 3]
     position = (grid_index * np.array(geometry.step)) + np.array(geometry.offset)
-    inner = ((position >= 0) & (position <= np.array(shape) - 1)).all(-1)
+    reach = np.array(
+        [area_width(step, resampling) / 2 for step in geometry.step]
+    )  # beyond the ends the last voxel repeats
+    inner = ((position >= reach) & (position <= np.array(shape) - 1 - reach)).all(-1)
     assert inner.sum() > 0.5 * np.prod([n * s / t for n, s, t in zip(shape, source, spacing, strict=True)])
     expected = grid_world @ np.array([3.0, -2.0, 1.5])
     assert np.abs(volume.numpy() - expected)[inner].max() < 0.02  # float32 over a window of 65,535
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 0.7, 0.9), (3.0, 1.9, 2.2), (0.6, 5.0, 1.3)])
+def test_a_constant_stays_constant_up_to_the_last_voxel(spacing: tuple[float, float, float]) -> None:
+    hu = np.random.default_rng(0).integers(200, 300, (20, 40, 30), dtype=np.int16)  # all of it clipped to 200
+    inputs = processor(spacing=spacing, intensity_window=(-1000, 200))((hu, affine((1.5, 0.8, 1.1))))
+    inside = inputs.pixel_values[inputs.pixel_values > 0]
+    torch.testing.assert_close(inside, torch.ones_like(inside), rtol=0, atol=1e-6)
+
+
+def test_a_sample_holds_no_more_noise_than_the_mean_of_the_voxels_it_stands_for() -> None:
+    """Of white noise, the mean of 4 x 4 x 4 voxels keeps 1/64 of the variance."""
+    hu = np.random.default_rng(0).normal(0, 100, (64, 96, 96)).astype(np.float32)
+    variance = {}
+    for resampling in ("area", "linear"):
+        worker = processor(crop_size=(16, 24, 24), spacing=(4.0, 4.0, 4.0), resampling=resampling, intensity_window=ALL)
+        variance[resampling] = float(worker((hu, affine())).pixel_values.double().var() * (ALL[1] - ALL[0]) ** 2)
+    assert 0.7 * 100**2 / 64 < variance["area"] < 100**2 / 64  # of 9,216 samples
+    assert variance["linear"] > 8 * variance["area"]
+
+
+def test_what_is_finer_than_the_grid_can_show_does_not_fold_into_it() -> None:
+    """Stripes of 3 voxels sampled every 4: without a low-pass they come back as stripes of 12."""
+    stripes = np.broadcast_to(np.where(np.arange(97) % 3 == 0, 400, -200).astype(np.float32), (16, 16, 97))
+    amplitude = {}
+    for resampling in ("area", "linear"):
+        worker = processor(crop_size=(16, 16, 25), spacing=(1.0, 1.0, 4.0), resampling=resampling)
+        line = worker((stripes, affine())).pixel_values[0, 0, 0, 8, 8, 2:-2]
+        amplitude[resampling] = float(line.max() - line.min())
+    assert amplitude["area"] < 0.25 * amplitude["linear"]
+
+
+@pytest.mark.parametrize("spacing", ["native", (2.0, 0.7, 0.3)])
+def test_both_resamplings_are_the_same_where_the_grid_is_no_coarser_than_the_scan(spacing) -> None:
+    area, linear = (processor(spacing=spacing, resampling=name)(scan()) for name in ("area", "linear"))
+    assert torch.equal(area.pixel_values, linear.pixel_values)
+
+
+def test_the_samples_beside_a_body_count_when_the_grid_is_laid() -> None:
+    """A body of 8 samples, each a mean of 4 voxels: the two beside hold some of it, and all ten share a crop of 12."""
+    hu = np.full((8, 8, 80), -1000, np.int16)
+    hu[:, :, 8:40] = 40
+    worker = processor(crop_size=(8, 8, 12), spacing=(1.0, 1.0, 4.0), resampling="area")
+    assert worker((hu, affine())).pixel_values.flatten(2).any(-1).sum() == 1
 
 
 def test_a_crop_of_noise_below_air_hu_becomes_air_and_the_rest_is_untouched() -> None:
@@ -239,11 +290,12 @@ def test_the_way_back_survives_the_trip_out_of_a_worker_process_and_to_a_device(
 
 
 def test_processor_saves_and_loads_as_auto_image_processor(tmp_path) -> None:
-    ours = processor(spacing="fine", air_hu=-950.0)
+    ours = processor(spacing="fine", air_hu=-950.0, resampling="linear")
     ours.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert loaded.to_dict() == ours.to_dict()
     assert loaded.spacing == [1.0, 0.5, 0.5]
+    assert loaded.resampling == "linear"
     hu, matrix = scan()
     assert torch.equal(loaded((hu, matrix)).pixel_values, ours((hu, matrix)).pixel_values)
     assert loaded((hu, matrix), spacing="native").crop_grid.tolist() == [[2, 2, 2]]
@@ -262,6 +314,7 @@ def test_numpy_is_given_where_it_is_asked_for() -> None:
         ({"spacing": (1.0, math.nan, 1.0)}, "three positive numbers in mm"),
         ({"spacing": "finest"}, "scan, fine, coarse, native"),
         ({"intensity_window": (100, -100)}, r"\[100, -100\]"),
+        ({"resampling": "cubic"}, '"cubic" is not known; choose one of area, linear'),
     ],
 )
 def test_impossible_settings_are_refused_with_the_value(change: dict, message: str) -> None:

@@ -16,6 +16,7 @@ from ctfm.train.views import (
     make_views,
     place_views,
     sample_hu,
+    sample_labels,
     vary_scan,
 )
 from ctfm.volume_ctfm import Volume
@@ -58,16 +59,18 @@ def place(start: list[float], step: list[float], count: int = 1) -> Placement:
 def test_an_untransformed_view_is_the_crop_exactly() -> None:
     batch = collate_crops(random_crops(1))
     shape = ViewShape(count=1, size=(9, 14, 12), spacing=SPACING, zoom=(1, 1))
-    views = sample_hu(batch, place([0, 0, 0], list(SPACING)), shape)
+    views = sample_hu(batch, place([0, 0, 0], list(SPACING)), shape, "area")
     torch.testing.assert_close(views[0, 0], batch.hu[0].float(), rtol=0, atol=2e-3)  # HU
     assert torch.equal(views[0, 0].round().to(torch.int16), batch.hu[0])
 
 
-def test_a_ramp_keeps_its_place_in_millimetres() -> None:
+@pytest.mark.parametrize("resampling", ["area", "linear"])
+@pytest.mark.parametrize("step", [[1.7, 0.6, 1.9], [2.9, 1.3, 1.25]])
+def test_a_ramp_keeps_its_place_in_millimetres(step: list[float], resampling: str) -> None:
     batch = collate_crops([crop(ramp) for ramp in ramps()])
-    start, step = [3.3, 5.5, 2.2], [1.7, 0.6, 1.9]
+    start = [3.3, 5.5, 2.2]
     shape = ViewShape(count=1, size=(9, 14, 10), spacing=SPACING, zoom=(1, 1))
-    views = sample_hu(batch, place(start, step, 3), shape)[:, 0]
+    views = sample_hu(batch, place(start, step, 3), shape, resampling)[:, 0]
     for axis in range(3):
         expected = 10 * (start[axis] + step[axis] * torch.arange(shape.size[axis]))
         lying = expected.view([-1 if a == axis else 1 for a in range(3)]).expand(shape.size)
@@ -83,7 +86,7 @@ def test_a_flip_mirrors_the_same_box(axis: int) -> None:
         found = []
         for config in (PLAIN, replace(PLAIN, flip=(flip[0], flip[1], flip[2]))):
             generators = [torch.Generator().manual_seed(salt) for _ in batch.numbers]
-            found.append(sample_hu(batch, place_views(batch, shape, config, generators), shape))
+            found.append(sample_hu(batch, place_views(batch, shape, config, generators), shape, "area"))
         torch.testing.assert_close(found[1], found[0].flip(axis + 2), rtol=0, atol=0.02)
 
 
@@ -164,9 +167,51 @@ def test_a_blur_keeps_the_sum_and_has_the_width_it_is_told() -> None:
         torch.testing.assert_close(variance.sqrt(), sigma, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("resampling", ["area", "linear"])
+def test_a_view_is_resampled_as_the_image_processor_resamples_a_scan(resampling: str) -> None:
+    hu = torch.from_numpy(phantom_hu((24, 48, 40), 1))
+    processor = CTFMImageProcessor(
+        crop_size=(10, 18, 16),
+        spacing=(2.5, 2.0, 1.75),
+        resampling=resampling,
+        intensity_window=(-2000, 2000),
+        air_hu=-2000,
+    )
+    volume = Volume(hu=hu.numpy(), affine=canonical_affine((1.0, 1.0, 1.0)))
+    inputs = processor(volume)
+    (geometry,) = inputs.geometry
+    assert geometry.crop_grid == (1, 2, 2)
+    shape = ViewShape(count=1, size=(10, 18, 16), spacing=(2.5, 2.0, 1.75), zoom=(1, 1))
+    batch = collate_crops([crop(hu, spacing=(1.0, 1.0, 1.0))])
+    for number, index in enumerate(np.ndindex(1, 2, 2)):
+        start = [o + s * i * n for o, s, i, n in zip(geometry.offset, geometry.step, index, shape.size, strict=True)]
+        view = sample_hu(batch, place(start, [2.5, 2.0, 1.75]), shape, resampling)[0, 0]
+        expected = inputs.pixel_values[0, number, 0]
+        torch.testing.assert_close(((view + 2000) / 4000)[expected > 0], expected[expected > 0], rtol=0, atol=1e-6)
+
+
+def test_views_of_labels_are_the_nearest_voxels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    crops = [
+        replace(one, segmentation=torch.randint(1, 9, one.hu.shape, generator=generator).to(torch.uint8))
+        for one in random_crops()
+    ]
+    batch = collate_crops(crops)
+    shape = ViewShape(count=1, size=(12, 14, 12), spacing=SPACING, zoom=(1, 1))
+    start = [0.9, -0.4, -1.3]  # mm: under half a voxel, under half a voxel, one voxel
+    labels = sample_labels(batch, place(start, list(SPACING), 3), shape)
+    for one, view in zip(crops, labels, strict=True):
+        expected = torch.zeros(12, 14, 12, dtype=torch.uint8)
+        expected[: len(one.hu), :, 1:] = one.segmentation[:, :, :-1]
+        assert torch.equal(view, expected)
+
+
+@pytest.mark.parametrize("resampling", ["area", "linear"])
 @pytest.mark.parametrize("spacing", ["native", (2.0, 1.5, 0.8)])
-def test_scans_are_cut_as_the_image_processor_cuts_them(spacing: str | tuple[float, float, float]) -> None:
-    processor = CTFMImageProcessor(crop_size=(8, 16, 16), spacing=spacing)
+def test_scans_are_cut_as_the_image_processor_cuts_them(
+    spacing: str | tuple[float, float, float], resampling: str
+) -> None:
+    processor = CTFMImageProcessor(crop_size=(8, 16, 16), spacing=spacing, resampling=resampling)
     volumes = [Volume(hu=phantom_hu((24 + 6 * n, 48, 40), n), affine=canonical_affine()) for n in range(2)]
     samples = [
         ScanSample(
@@ -183,7 +228,7 @@ def test_scans_are_cut_as_the_image_processor_cuts_them(spacing: str | tuple[flo
     cut, expected = cut_scans(samples, processor, "cpu"), processor(volumes)
     assert set(cut) == set(processor.model_input_names)
     for name in cut:
-        torch.testing.assert_close(cut[name], expected[name], rtol=0, atol=1e-6)
+        assert torch.equal(cut[name], expected[name])
 
 
 def test_a_scan_is_varied_as_one_and_crops_that_hold_nothing_stay_empty() -> None:

@@ -423,9 +423,8 @@ def save(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, tok
     model.save_pretrained(out)
     vision = model.vision_model if isinstance(model, CTFMModel) else model
     spacing = "scan" if hasattr(vision, "global_model") else "fine"  # of the reports' alignment, of self-supervision
-    image_processor = CTFMImageProcessor(
-        spacing=spacing, air_hu=-1000.0
-    )  # SPECTRE saw scanner noise in air, so it stays
+    # SPECTRE saw scanner noise in air, so it stays, and scans that were resampled without a low-pass
+    image_processor = CTFMImageProcessor(spacing=spacing, air_hu=-1000.0, resampling="linear")
     if isinstance(model, CTFMModel) and tokenizer is not None:
         CTFMProcessor(image_processor, AutoTokenizer.from_pretrained(tokenizer, padding_side="left")).save_pretrained(
             out

@@ -7,16 +7,16 @@ report alignment, cannot mirror at all.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..image_processing_ctfm import AxisSamples, CropGeometry, CTFMImageProcessor, cut_labels
-from ..volume_ctfm import Volume
+from ..image_processing_ctfm import CTFMImageProcessor, area_width, cut_labels, resample, weigh_voxels
+from ..volume_ctfm import AIR_HU, Volume
 from .data import CropBatch, ScanSample
 
 Range = tuple[float, float]
@@ -48,7 +48,7 @@ class ViewConfig:
             sizes; SPECTRE's spacing in self-supervision.
         stretch: each axis by itself on top of the zoom, so that a voxel's shape is no constant to lean on.
         flip: probability along (depth, height, width); SPECTRE flips all three, at the price of sides.
-        intensity_window: HU that become 0 and 1; the image processor's.
+        intensity_window, resampling: the image processor's, see there.
         window_shift_hu, window_scale: jitter of the window's middle and width; scanners differ by tens of HU.
         gamma: exponent on 0 to 1, drawn log-uniformly.
         noise: standard deviation in 0 to 1; 0.02 is 40 HU, a low-dose scan.
@@ -62,6 +62,7 @@ class ViewConfig:
     stretch: Range = (0.9, 1.1)
     flip: tuple[float, float, float] = (0.0, 0.0, 0.0)
     intensity_window: Range = (-1000.0, 1000.0)
+    resampling: Literal["area", "linear"] = "area"
     window_shift_hu: Range = (-50.0, 50.0)
     window_scale: Range = (0.8, 1.25)
     gamma: Range = (0.8, 1.25)
@@ -98,7 +99,7 @@ def make_views(batch: CropBatch, config: ViewConfig) -> Views:
     for salt, shape in enumerate((config.global_views, config.local_views)):
         generators = [torch.Generator().manual_seed(seed ^ (salt + 1)) for seed in seeds]
         placement = place_views(batch, shape, config, generators)
-        hu = sample_hu(batch, placement, shape)
+        hu = sample_hu(batch, placement, shape, config.resampling)
         made.append(vary_intensity(hu, config, generators, seeds, salt))
     return Views(global_views=made[0], local_views=made[1])
 
@@ -124,36 +125,48 @@ def make_labelled_views(batch: CropBatch, config: ViewConfig) -> tuple[Tensor, T
     shape, seeds = replace(config.global_views, count=1), batch.seeds.tolist()
     generators = [torch.Generator().manual_seed(seed ^ 1) for seed in seeds]
     placement = place_views(batch, shape, config, generators)
-    labels = sample_views(batch.segmentation[:, None].float(), batch, placement, shape, "nearest")
-    hu = sample_hu(batch, placement, shape)
-    return vary_intensity(hu, config, generators, seeds, 0), labels[:, 0].to(torch.uint8)
+    labels = sample_labels(batch, placement, shape)
+    hu = sample_hu(batch, placement, shape, config.resampling)
+    return vary_intensity(hu, config, generators, seeds, 0), labels
 
 
-def sample_hu(batch: CropBatch, placement: Placement, shape: ViewShape) -> Tensor:
-    """`(n, 1, D, H, W)` HU float32, trilinear, air outside the crops: what `grid_sample` pads with is 0."""
-    return sample_views(batch.hu[:, None].float() + 1024, batch, placement, shape, "bilinear") - 1024
+def sample_hu(batch: CropBatch, placement: Placement, shape: ViewShape, resampling: str) -> Tensor:
+    """`(n, 1, D, H, W)` HU float32, resampled as the image processor does, air outside the crops."""
+    device, matrices = batch.hu.device, []
+    for axis, (positions, step, size) in enumerate(view_positions(batch, placement, shape)):
+        width = torch.tensor([area_width(one, resampling) for one in step.tolist()], dtype=torch.float64)
+        matrix = weigh_voxels(positions.clamp(min=0).minimum(size[:, None] - 1), width, size)
+        matrix = F.pad(matrix, (0, batch.hu.shape[1 + axis] - matrix.shape[-1]))
+        lies_inside = (positions >= -0.5) & (positions <= size[:, None] - 0.5)
+        matrices.append((matrix * lies_inside[..., None]).to(device))
+    voxels = batch.hu.float() - AIR_HU  # so that rows of zeros give air
+    parts = zip(*(matrix.split(len(voxels)) for matrix in matrices), strict=True)  # a view of every crop at a time
+    return torch.cat([resample(voxels, part) for part in parts])[:, None] + AIR_HU
 
 
-def sample_views(voxels: Tensor, batch: CropBatch, placement: Placement, shape: ViewShape, mode: str) -> Tensor:
-    """`(b, 1, D, H, W)` of the crops -> `(n, 1, D, H, W)` of the views, 0 outside the crops."""
+def sample_labels(batch: CropBatch, placement: Placement, shape: ViewShape) -> Tensor:
+    """`(n, D, H, W)` uint8, the nearest labels, 0 outside the crops."""
+    assert batch.segmentation is not None
+    device = batch.hu.device
+    indices, lies_inside = [], torch.tensor(True, device=device)
+    for axis, (positions, _, size) in enumerate(view_positions(batch, placement, shape)):
+        nearest = (positions + 0.5).floor().long()
+        along = [-1 if a == axis + 1 else n for a, n in enumerate((len(nearest), 1, 1, 1))]
+        lies_inside = lies_inside & ((nearest >= 0) & (nearest < size[:, None])).view(along).to(device)
+        indices.append(nearest.clamp(min=0).minimum(size[:, None] - 1).view(along).to(device))
+    crops = torch.arange(len(lies_inside), device=device).remainder(len(batch.shape)).view(-1, 1, 1, 1)
+    return batch.segmentation[crops, *indices] * lies_inside
+
+
+def view_positions(batch: CropBatch, placement: Placement, shape: ViewShape) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each axis, where views lie on their crops, in voxels: positions `(n, samples)` and step `(n,)` float64, and the
+    crops' sizes `(n,)`."""
     num_views = len(placement.start_mm) // len(batch.shape)
-    device, size = batch.hu.device, torch.tensor(batch.hu.shape[1:])
-    spacing = batch.spacing.float().repeat(num_views, 1)
-    start, step = placement.start_mm / spacing, placement.step_mm / spacing  # -> voxels of the crop
-    axes = []
+    spacing = batch.spacing.double().repeat(num_views, 1)
+    start, step = placement.start_mm / spacing, placement.step_mm / spacing
     for axis in range(3):
-        places = start[:, axis, None] + step[:, axis, None] * torch.arange(shape.size[axis])
-        axes.append(((2 * places + 1) / size[axis] - 1).to(device))  # -> -1 to 1 from edge to edge
-    depth, height, width = shape.size
-    views = []
-    for first in range(0, len(spacing), len(batch.hu)):  # a view of every crop at a time: the grid is 3 floats a voxel
-        rows = slice(first, first + len(batch.hu))
-        d, h, w = (
-            axis[rows].view(-1, *(axis.shape[1] if a == b else 1 for b in range(3))).expand(-1, depth, height, width)
-            for a, axis in enumerate(axes)
-        )
-        views.append(F.grid_sample(voxels, torch.stack((w, h, d), dim=-1), mode=mode, align_corners=False))
-    return torch.cat(views)
+        positions = start[:, axis, None] + step[:, axis, None] * torch.arange(shape.size[axis])
+        yield positions, step[:, axis], batch.shape[:, axis].repeat(num_views)
 
 
 def vary_intensity(
@@ -252,7 +265,7 @@ def cut_scans(
     counts = [math.prod(g.crop_grid) for g in geometry]
     pixels = torch.zeros(len(samples), max(counts), 1, *processor.crop_size, device=device)
     for row, sample, placed in zip(pixels, samples, geometry, strict=True):
-        cut_scan(sample.hu.to(device, non_blocking=True), placed, processor, row[:, 0])
+        processor.cut(sample.hu.to(device, non_blocking=True), placed, row[:, 0])
     cut = {
         "pixel_values": pixels,
         "crop_grid": torch.tensor([g.crop_grid for g in geometry], device=device),
@@ -265,18 +278,3 @@ def cut_scans(
             cut_labels(sample.segmentation.numpy(), placed, row)
         cut["labels"] = labels.to(device)
     return cut
-
-
-def cut_scan(hu: Tensor, geometry: CropGeometry, processor: CTFMImageProcessor, out: Tensor) -> None:
-    """Fills `out` `(g, D, H, W)`: `CTFMImageProcessor.cut` without waiting for the device in between."""
-    low_hu, high_hu = processor.intensity_window
-    samples = [AxisSamples.along(geometry, axis) for axis in range(3)]
-    for number, index in enumerate(np.ndindex(*geometry.crop_grid)):
-        parts = [axis.crop(i) for axis, i in zip(samples, index, strict=True)]
-        box = hu[tuple(slice(int(part.low[0]), int(part.high[-1]) + 1) for part in parts)]
-        holds_body = box.amax() > processor.air_hu
-        box = box.float().clamp(low_hu, high_hu).sub(low_hu).div(high_hu - low_hu)
-        along_depth, along_height, along_width = (part.matrix().to(hu.device) for part in parts)
-        box = (along_depth @ box.flatten(1)).unflatten(1, box.shape[1:])
-        box = along_height @ box @ along_width.T
-        out[number][tuple(part.inside for part in parts)] = torch.where(holds_body, box, 0.0)
