@@ -492,7 +492,7 @@ def test_one_slice_is_no_volume(tmp_path: Path) -> None:
     [
         (["ORIGINAL", "PRIMARY", "LOCALIZER"], "localizer"),
         (["DERIVED", "SECONDARY", "SCREEN SAVE"], "secondary capture"),
-        (["DERIVED", "PRIMARY", "CBF"], "derived map"),
+        (["DERIVED", "PRIMARY", "CBF"], "derived map (CBF)"),
     ],
 )
 def test_what_is_no_slice_is_left_out_and_listed(tmp_path: Path, words: list[str], reason: str) -> None:
@@ -928,10 +928,101 @@ def test_multi_frame_without_positions_is_refused(tmp_path: Path) -> None:
 
 
 def test_colour_and_maps_in_other_units_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotCTError, match="derived map"):
+    with pytest.raises(NotCTError, match="rescale type MGML"):
         read_volume(write(tmp_path / "a", edited(RescaleType="MGML")))
     with pytest.raises(NotCTError, match="colour"):
         read_volume(write(tmp_path / "b", edited(SamplesPerPixel=3, PhotometricInterpretation="RGB")))
+
+
+def as_map(words: str, rescale_type: str | None, description: str) -> Edit:
+    def edit(data_set: FileDataset, index: int) -> None:
+        data_set.ImageType, data_set.SeriesDescription = words.split("/"), description
+        data_set.RescaleType = rescale_type
+        if rescale_type is None:
+            del data_set.RescaleType
+
+    return edit
+
+
+@pytest.mark.parametrize("rescale_type", ["HU", "US", None])
+@pytest.mark.parametrize(
+    ("words", "description"),
+    [
+        ("DERIVED/PRIMARY/AXIAL/MAT_SPECIFIC", "Iodine"),
+        ("ORIGINAL/PRIMARY/AXIAL/MAT_SPECIFIC", ""),
+        ("DERIVED/PRIMARY/AXIAL/MAT_FRACTIONAL", "fat"),
+        ("DERIVED/PRIMARY/AXIAL/MAT_VALUE_BASED", ""),
+        ("DERIVED/PRIMARY/AXIAL/EFF_ATOMIC_NUM", ""),
+        ("DERIVED/PRIMARY/AXIAL/ELECTRON_DENSITY", ""),
+        ("DERIVED/SECONDARY/AXIAL/PERFUSION/TMAXD", ""),
+        ("DERIVED/PRIMARY/AXIAL/SUBTRACTION", ""),
+        ("DERIVED/SECONDARY/AXIAL/IODINE MAP", ""),
+        ("DERIVED/SECONDARY/AXIAL", "Iodine map"),
+        ("DERIVED/PRIMARY/AXIAL", "Iodine(Water)"),
+        ("DERIVED/SECONDARY/AXIAL", "DE Rho_Z"),
+        ("DERIVED/PRIMARY/AXIAL", "Z Effective"),
+        ("DERIVED/PRIMARY/AXIAL/VMI", "Mono 40 keV - 140 keV difference"),
+    ],
+)
+def test_a_map_is_no_scan_whatever_its_rescale_type(
+    tmp_path: Path, words: str, description: str, rescale_type: str | None
+) -> None:
+    write(tmp_path, as_map(words, rescale_type, description))
+    with pytest.raises(NotCTError, match="derived map"):
+        read_volume(tmp_path)
+    assert "derived map" in list_series(tmp_path)[0].left_out_because
+
+
+@pytest.mark.parametrize("rescale_type", ["HU", "US", None])
+@pytest.mark.parametrize(
+    ("words", "description"),
+    [
+        ("DERIVED/PRIMARY/AXIAL/VMI", "Mono 70 keV"),
+        ("DERIVED/PRIMARY/AXIAL", "MonoE 40keV"),
+        ("ORIGINAL/PRIMARY/AXIAL", "ABDOMEN IODINE CONTRAST water oral"),
+        ("ORIGINAL/PRIMARY/PERFUSION/NONE", "CT perfusion"),
+        ("DERIVED/PRIMARY/AXIAL/MEAN", "average"),
+    ],
+)
+def test_what_is_in_hounsfield_units_is_not_taken_for_a_map(
+    tmp_path: Path, words: str, description: str, rescale_type: str | None
+) -> None:
+    volume = read_volume(write(tmp_path, as_map(words, rescale_type, description)))
+    assert_is_phantom(volume)
+    assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("word", ["MAT_REMOVED", "MAT_MODIFIED", "VNC"])
+def test_a_removed_material_is_said(tmp_path: Path, word: str) -> None:
+    volume = read_volume(write(tmp_path, as_map(f"DERIVED/PRIMARY/AXIAL/{word}", "HU", "")))
+    assert_is_phantom(volume)
+    assert any(word in warning for warning in volume.warnings)
+
+
+def test_a_description_against_the_rest_of_the_header_is_said(tmp_path: Path) -> None:
+    volume = read_volume(write(tmp_path, as_map("ORIGINAL/PRIMARY/AXIAL", "HU", "Electron density")))
+    assert_is_phantom(volume)
+    assert any('"electron density"' in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize(("unit", "is_map"), [("mg/mL", True), ("1", True), ("[hnsf'U]", False)])
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_the_unit_of_a_real_world_value_mapping_counts(tmp_path: Path, unit: str, is_map: bool, enhanced: bool) -> None:
+    code, mapping = Dataset(), Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = unit, "UCUM", unit
+    mapping.MeasurementUnitsCodeSequence = Sequence([code])
+    write(tmp_path / "scan", None if enhanced else edited(RealWorldValueMappingSequence=Sequence([mapping])))
+    path = tmp_path / "scan"
+    if enhanced:
+        data_set = as_enhanced(path, list(range(24)))
+        data_set.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence = Sequence([mapping])
+        path = tmp_path / "enhanced.dcm"
+        data_set.save_as(path)
+    if is_map:
+        with pytest.raises(NotCTError, match=f"unit {unit.lower()}"):
+            read_volume(path)
+    else:
+        assert_is_phantom(read_volume(path))
 
 
 def test_files_without_preamble_are_read(tmp_path: Path) -> None:
