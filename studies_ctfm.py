@@ -2,12 +2,11 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
-from .archive_ctfm import tell_kind
+from .archive_ctfm import NOT_FETCHED, tell_kind, walk_files
 from .dicom_ctfm import list_dicom_stacks
-from .dicom_stack_ctfm import SINGLE_SLICE, Stack
+from .dicom_stack_ctfm import SINGLE_SLICE, WHOLE, Stack
 from .scan_ctfm import VolumeError
 from .volume_ctfm import RASTERS, list_series
 
@@ -27,15 +26,17 @@ def find_scans(root: Path) -> list[tuple[Path, str | None]]:
     scans: list[tuple[Path, str | None]] = []
     homes: dict[tuple[str, str, str], dict[Path, list[str]]] = defaultdict(dict)  # series -> folder -> its stacks there
     damaged: set[Path] = set()
-    for folder, files in _walk(root):
-        kinds = {file: _kind(file) for file in files}
+    for folder, files, num_unopened in walk_files(root, lambda error: damaged.add(Path(error.filename).parent)):
+        kinds = {file: _kind(file) for file in files if not file.name.startswith(".")}
+        if num_unopened or NOT_FETCHED in kinds.values():
+            damaged.add(folder)
         whole = [
             file for file, kind in kinds.items() if kind in (*RASTERS, "zip") or file.name.lower().endswith(ENDINGS)
         ]
         scans += [(file, None) for file in whole]
         slices = {file: kind for file, kind in kinds.items() if kind == "dicom"}
         for stack in _stacks(slices, folder, damaged):
-            if stack.info.left_out_because in ("", SINGLE_SLICE):
+            if stack.info.left_out_because in ("", SINGLE_SLICE) and not stack.is_whole:  # its parts are listed
                 first = stack.slices[0]
                 names = homes[first.patient, first.study, first.series].setdefault(folder, [])
                 names += [] if stack.info.left_out_because else [stack.series_uid]
@@ -46,13 +47,6 @@ def find_scans(root: Path) -> list[tuple[Path, str | None]]:
     if not scans and homes:
         scans = [(root, None)]
     return sorted(scans, key=lambda scan: (scan[0], scan[1] or ""))
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Every folder and the plain files directly in it; links to folders are not followed."""
-    for folder, _, names in os.walk(root):
-        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        yield Path(folder), [file for file in files if file.is_file()]
 
 
 def _kind(file: Path) -> str:
@@ -79,7 +73,8 @@ def _places(uid: str, folders: dict[Path, list[str]], damaged: set[Path]) -> lis
         return [(folder, name) for folder, names in folders.items() for name in names if folder not in damaged]
     top = Path(os.path.commonpath(folders))
     try:
-        found = [info.series_uid for info in list_series(top) if not info.left_out_because]
+        usable = [info.series_uid for info in list_series(top) if not info.left_out_because]
+        found = [name for name in usable if not name.endswith(WHOLE)]
     except VolumeError:
         return [(top, uid)]
     return [(top, name) for name in found if name.partition("#")[0] == uid]

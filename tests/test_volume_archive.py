@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ctfm.studies_ctfm import find_scans
 from ctfm.train.dicom_series import write_dicom_series
 from ctfm.volume_ctfm import DamagedFileError, UnsafeFileError, Volume, VolumeError, list_series, read_volume
 
@@ -207,8 +208,49 @@ def test_a_dicomdir_alone_points_to_its_folder(series: Path) -> None:
         read_volume(series / "DICOMDIR")
 
 
-def test_pipes_and_dangling_links_in_a_folder_are_passed_over(series: Path) -> None:
+def test_pipes_locks_and_loops_in_a_folder_are_passed_over(series: Path) -> None:
     os.mkfifo(series / "pipe")
-    (series / "dangling").symlink_to(series / "absent")
+    (series / ".#lock").symlink_to("somebody@somewhere:1")
     (series / "loop").symlink_to(series, target_is_directory=True)
+    (series / "again.dcm").symlink_to(series / "slice0003.dcm")
+    volume = read_volume(series)
+    assert np.array_equal(volume.hu, HU)
+    assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("linked", ["folder", "files"])
+def test_the_half_of_a_scan_behind_links_is_read(series: Path, tmp_path: Path, linked: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for path in sorted(series.iterdir())[12:]:
+        moved = path.rename(tmp_path / "elsewhere" / path.name)
+        if linked == "files":
+            path.symlink_to(moved)
+    if linked == "folder":
+        (series / "part2").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert np.array_equal(read_volume(series).hu, HU)
+    assert list_series(series)[0].shape == HU.shape
+    assert find_scans(tmp_path / "series") == [(series, None)]
+
+
+def test_links_that_lead_to_nothing_are_counted(series: Path) -> None:
+    for path in sorted(series.iterdir())[16:]:
+        path.unlink()
+        path.symlink_to(f"../.git/annex/objects/xx/{path.name}")
+    for read in (read_volume, list_series):
+        with pytest.raises(VolumeError, match=r"8 of 24 files cannot be opened"):
+            read(series)
+    with pytest.raises(VolumeError, match="leads to nothing"):
+        read_volume(series / "slice0020.dcm")
+    assert find_scans(series) == [(series, None)]
+
+
+@pytest.mark.parametrize(
+    "pointer", ["/annex/objects/MD5E-s9--0.dcm\n", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"]
+)
+def test_files_that_were_not_fetched_are_counted(series: Path, pointer: str) -> None:
+    for path in sorted(series.iterdir())[16:]:
+        path.write_text(pointer)
+    for read in (read_volume, list_series):
+        with pytest.raises(VolumeError, match=r"8 of 24 files were not fetched"):
+            read(series)
+    assert find_scans(series) == [(series, None)]

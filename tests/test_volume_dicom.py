@@ -927,6 +927,95 @@ def test_multi_frame_without_positions_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "enhanced.dcm")
 
 
+def two_acquisitions(folder: Path, num_shared: int, added: int, **second: object) -> Path:
+    def one_study(data_set: FileDataset, index: int) -> None:
+        data_set.FrameOfReferenceUID, data_set.StudyInstanceUID = "1.9", "1.8"
+
+    def continue_it(data_set: FileDataset, index: int) -> None:
+        one_study(data_set, index)
+        data_set.AcquisitionNumber = 2
+        for name, value in second.items():
+            setattr(data_set, name, value)
+
+    hu = HU.copy()
+    hu[13 - num_shared : 13] += np.int16(added)
+    affine = AFFINE.copy()
+    affine[:, 3] += affine[:, 0] * (13 - num_shared)
+    write(folder / "a", one_study, hu=HU[:13], series_uid="1.2.3")
+    write(folder / "b", continue_it, hu=hu[13 - num_shared :], affine=affine, series_uid="1.2.3")
+    return folder
+
+
+@pytest.mark.parametrize("num_shared", [1, 2])
+@pytest.mark.parametrize("added", [0, 7])
+def test_acquisitions_that_share_a_slice_can_be_read_whole(tmp_path: Path, num_shared: int, added: int) -> None:
+    two_acquisitions(tmp_path, num_shared, added)
+    with pytest.raises(AmbiguousSeriesError) as caught:
+        read_volume(tmp_path)
+    names = ["1.2.3#1", "1.2.3#2", "1.2.3#whole"]
+    assert [choice.series_uid for choice in caught.value.choices] == names
+    assert [found.series_uid for found in list_series(tmp_path)] == names
+    volume = read_volume(tmp_path, "1.2.3#whole")
+    assert_is_phantom(volume)
+    num_identical = 0 if added else num_shared
+    assert any(f"{num_identical} identical" in warning for warning in volume.warnings)
+    assert volume.source.left_out == {"duplicate slice": num_shared}
+    half = read_volume(tmp_path, "1.2.3#1")
+    assert np.array_equal(half.hu, HU[:13])
+    assert half.source.left_out == {"other acquisition of the same series": 11 + num_shared}
+
+
+@pytest.mark.parametrize(("num_shared", "second"), [(6, {}), (1, {"KVP": "80"}), (1, {"ContrastBolusAgent": "iodine"})])
+def test_acquisitions_that_are_no_parts_of_one_scan_are_not_offered_whole(
+    tmp_path: Path, num_shared: int, second: dict
+) -> None:
+    two_acquisitions(tmp_path, num_shared, 0, **second)
+    assert [found.series_uid for found in list_series(tmp_path)] == ["1.2.3#1", "1.2.3#2"]
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "values"),
+    [
+        ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime", (100.0, 300.0)),
+        ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase", (40.0, 70.0)),
+        ("CardiacSynchronizationSequence", "NominalCardiacTriggerTimePriorToRPeak", (100.0, 300.0)),
+        ("CardiacSynchronizationSequence", "ActualCardiacTriggerDelayTime", (100.0, 300.0)),
+        ("RespiratorySynchronizationSequence", "NominalPercentageOfRespiratoryPhase", (0.0, 50.0)),
+        ("RespiratorySynchronizationSequence", "NominalRespiratoryTriggerDelayTime", (100.0, 300.0)),
+        ("TemporalPositionSequence", "TemporalPositionTimeOffset", (0.0, 1.5)),
+    ],
+)
+@pytest.mark.parametrize("enhanced", [True, False])
+def test_phases_of_the_heart_and_of_breathing_are_choices(
+    tmp_path: Path, group: str, name: str, values: tuple[float, float], enhanced: bool
+) -> None:
+    for number, value in enumerate(values):
+        synchronisation = Dataset()
+        setattr(synchronisation, name, value)
+
+        def one_study(data_set: FileDataset, index: int, value: float = value) -> None:
+            data_set.FrameOfReferenceUID, data_set.StudyInstanceUID = "1.9", "1.8"
+            if not enhanced:
+                setattr(data_set, name, value)
+
+        folder = tmp_path / ("made" if enhanced else "read") / str(number)
+        write(folder, one_study, hu=HU + np.int16(5 * number), series_uid="1.2.3")
+        if enhanced:
+            data_set = as_enhanced(folder, list(range(24)))
+            for frame in data_set.PerFrameFunctionalGroupsSequence:
+                setattr(frame, group, Sequence([synchronisation]))
+            (tmp_path / "read").mkdir(exist_ok=True)
+            data_set.save_as(tmp_path / "read" / f"phase{number}")
+    with pytest.raises(AmbiguousSeriesError, match="2 CT series or acquisitions") as caught:
+        read_volume(tmp_path / "read")
+    assert [choice.series_uid for choice in caught.value.choices] == ["1.2.3#1", "1.2.3#2"]
+    if "Nominal" in name:
+        assert {f"{value:g}" for value in values} == {choice.phase.split()[0] for choice in caught.value.choices}
+        assert all(choice.phase in str(caught.value) for choice in caught.value.choices)
+    found = {int(read_volume(tmp_path / "read", f"1.2.3#{number}").hu[0, 0, 0]) - int(HU[0, 0, 0]) for number in (1, 2)}
+    assert found == {0, 5}
+
+
 def test_colour_and_maps_in_other_units_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotCTError, match="rescale type MGML"):
         read_volume(write(tmp_path / "a", edited(RescaleType="MGML")))
