@@ -62,10 +62,12 @@ class CTFMZeroShotPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        candidate_labels: Sequence[str] | None = None,
+        candidate_labels: str | Sequence[str] | None = None,
         spacing: Sequence[float] | str | None = None,
         series_uid: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if isinstance(candidate_labels, str):
+            candidate_labels = [candidate_labels]
         reading = {"spacing": spacing, "series_uid": series_uid}
         return (
             {name: value for name, value in reading.items() if value is not None},
@@ -84,21 +86,28 @@ class CTFMZeroShotPipeline(Pipeline):
         self, outputs: dict[str, torch.Tensor], candidate_labels: Sequence[str] = ()
     ) -> list[dict[str, Any]]:
         """Findings by falling score: `[{"label": str, "score": float}, ...]`, calibrated ones with what `calibrate` says."""
-        if not candidate_labels:
-            raise ValueError('Give candidate_labels, the findings to grade: candidate_labels=["Pleural effusion"].')
-        prompts = [prompt for finding in candidate_labels for prompt in finding_prompts(finding)]
+        if not candidate_labels or not all(isinstance(label, str) and label.strip() for label in candidate_labels):
+            raise ValueError(
+                f'candidate_labels {list(candidate_labels)} must name the findings to grade: "Pleural effusion", or '
+                f'["Pleural effusion", "Lung nodule"].'
+            )
+        calibration = self.model.config.calibration or {}
+        spelt = {
+            name.casefold(): name for name in calibration
+        }  # a calibration holds for the prompts it was fitted with
+        findings = [spelt.get(label.strip().casefold(), label) for label in candidate_labels]
+        prompts = [prompt for finding in findings for prompt in finding_prompts(finding)]
         tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         with torch.no_grad():
             text = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
         cosines = torch.nn.functional.normalize(text, dim=-1) @ outputs["image_embeds"][0].to(text.device)
         logits = cosines.view(-1, 2) * self.model.logit_scale.exp()  # the bias is the same for both and falls out
         differences = (logits[:, 0] - logits[:, 1]).float()
-        calibration = self.model.config.calibration or {}
         graded = []
-        for label, logit, score in zip(
-            candidate_labels, differences.tolist(), differences.sigmoid().tolist(), strict=True
+        for label, finding, logit, score in zip(
+            candidate_labels, findings, differences.tolist(), differences.sigmoid().tolist(), strict=True
         ):
-            known = calibrate(logit, calibration[label]) if label in calibration else {}
+            known = calibrate(logit, calibration[finding]) if finding in calibration else {}
             graded.append({"label": label, "score": score} | known)
         return sorted(graded, key=lambda row: -row["score"])
 

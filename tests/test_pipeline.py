@@ -58,8 +58,18 @@ def test_scans_come_as_files_volumes_arrays_and_lists_of_them(checkpoint: Path, 
 
 def test_nothing_to_grade_is_an_error(checkpoint: Path) -> None:
     grade = pipeline("zero-shot-image-classification", model=str(checkpoint), trust_remote_code=True)
-    with pytest.raises(ValueError, match="candidate_labels"):
+    with pytest.raises(ValueError, match=r"candidate_labels \[\]"):
         grade(phantom_volume())
+    with pytest.raises(ValueError, match=r"candidate_labels \['COPD', ''\]"):
+        grade(phantom_volume(), candidate_labels=["COPD", ""])
+    with pytest.raises(ValueError, match=r"candidate_labels \[5\]"):
+        grade(phantom_volume(), candidate_labels=[5])
+
+
+def test_one_finding_may_be_given_as_its_name(checkpoint: Path) -> None:
+    grade = pipeline("zero-shot-image-classification", model=str(checkpoint), trust_remote_code=True)
+    (alone,) = grade(phantom_volume(), candidate_labels="Pleural effusion")
+    assert [alone] == grade(phantom_volume(), candidate_labels=["Pleural effusion"])
 
 
 def test_processor_gives_scans_texts_or_both_and_the_same_from_file_array_and_batch(
@@ -116,3 +126,6 @@ def test_the_calibration_travels_with_the_weights(checkpoint: Path, tmp_path: Pa
     expected = calibrate(logit, CALIBRATION)
     assert row["probability"] == pytest.approx(expected["probability"], abs=1e-5)
     assert row["verdict"] == expected["verdict"]
+    (other_case,) = grade(phantom_volume(), candidate_labels="lung NODULE")
+    assert other_case["label"] == "lung NODULE"
+    assert other_case | {"label": "Lung nodule"} == row

@@ -138,6 +138,16 @@ def _suspicions(one: Slice) -> list[str]:
     said = []
     if one.facts["rescale_type"] == "HU_MOD":
         said.append("The header says modified Hounsfield units (HU_MOD).")
+    elif one.facts["modified"]:
+        said.append(
+            f"A material was removed or highlighted in the image ({one.facts['modified']}): where it was, values are not "
+            "measured."
+        )
+    if one.facts["named_map"]:
+        said.append(
+            f'The series description says "{one.facts["named_map"]}", though the header says Hounsfield units: this may be a '
+            "map in another unit."
+        )
     if one.facts["lossy"] == "01" or one.pixels.transfer_syntax in LOSSY:
         said.append("The pixels were compressed with loss.")
     tilt = _float(one.facts["tilt"])

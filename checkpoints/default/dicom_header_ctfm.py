@@ -6,8 +6,10 @@ serve to tell patients apart and are kept as a hash only.
 
 import hashlib
 import io
+import itertools
 import logging
 import math
+import re
 import struct
 import threading
 import warnings as python_warnings
@@ -51,7 +53,44 @@ CT_CLASSES = {
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 LOCALIZER_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM", "SCANO"}
 CAPTURE_WORDS = {"SCREEN SAVE", "SCREENSAVE", "SCREEN", "SSAVE", "DOSE", "DOSE_INFO", "PROTOCOL", "REPORT", "RGB"}
-MAP_WORDS = {"CBF", "CBV", "MTT", "TTP", "TMAX", "PERFUSION", "PERMEABILITY", "IODINE", "Z_EFF", "ZEFF", "EFFECTIVE_Z"}
+# Images of modality CT whose values are no Hounsfield units. Multi-energy CT (PS3.3 C.8.2.1.1.1, value 4 of the image type):
+# a virtual monoenergetic image (VMI) is in HU and reads; one with a material removed or highlighted is in HU but where that
+# was, and reads with a warning.
+MAP_WORDS = {"MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY"}
+MODIFIED_HU_WORDS = {"MAT_REMOVED", "MAT_MODIFIED", "VNC", "VIRTUAL_NON_CONTRAST", "VIRTUAL NON CONTRAST"}
+# Contrast of derived pixels (PS3.3 C.8.16.1.4); mean, maximum, minimum and energy weighting keep the unit.
+MAP_WORDS |= {"ADDITION", "DIVISION", "MULTIPLICATION", "SUBTRACTION", "SUBTRACT", "DIFFERENCE", "STD_DEVIATION"}
+MAP_WORDS |= {"T_TEST", "Z_SCORE", "QUANTITY"}
+# Words of the vendors' workstations.
+MAP_WORDS |= {f"{word}{end}" for word in ("CBF", "CBV", "MTT", "TTP", "TMAX", "TTD", "TTS") for end in ("", "D")}
+MAP_WORDS |= {
+    "PERMEABILITY",
+    "IODINE",
+    "IODINE_MAP",
+    "IODINEMAP",
+    "Z_EFF",
+    "ZEFF",
+    "EFFECTIVE_Z",
+    "RHO",
+    "RHO_Z",
+    "RHOZ",
+}
+MAP_WORDS |= {"PBV", "LUNG_PBV", "LPBV", "SBI", "WATER", "CALCIUM", "URIC_ACID", "FAT_FRACTION", "MATERIAL_DENSITY"}
+# "PERFUSION" names the time series, which is in HU, as well as the maps computed from it.
+DERIVED_MAP_WORDS = {"PERFUSION"}
+# What a series description or a vendor's word says of a map. No single word that a protocol has too ("iodine contrast").
+MAP_PHRASES = re.compile(
+    r"\biodine (map|no water|density|overlay|concentration|image)|\bno iodine map"
+    r"|\b(iodine|water|calcium|hap|fat|blood|uric acid|gadolinium) ?\( ?(iodine|water|calcium|hap|fat|blood|uric acid) ?\)"
+    r"|\bz ?eff|\beff(ective)? (z|atomic)\b|\batomic number|\belectron density|\brho ?/? ?z\b|\brho map"
+    r"|\bmaterial density|\bmat density|\b(lung|heart|liver)? ?pbv\b|\bperfused blood vol|\bspectral base|\bsbi\b"
+    r"|\bfat fraction|\bfat map|\buric acid map|\bcalcium map|\bwater map|\bgadolinium map|\bk ?edge"
+    r"|\bphotoelectric|\bcompton"
+)
+MONOENERGETIC = re.compile(r"kev\b|\bmono")
+DIFFERENCE = re.compile(r"\b(difference|subtraction|subtracted|ratio)\b")
+HU_RESCALE_TYPES = ("HU", "US", "", "HU_MOD")
+HU_UNITS = ("hnsf'u", "[hnsf'u]")
 REFORMAT_WORDS = {
     "MPR",
     "MIP",
@@ -119,7 +158,8 @@ PLAIN_TAGS = (
     0x0008_0005, 0x0008_0016, 0x0008_0018, 0x0008_0060, 0x0008_0070, 0x0018_0015, 0x0018_1120, 0x0018_1210,
     0x0018_5100, 0x0020_000D, 0x0020_000E, 0x0020_0032, 0x0020_0037, 0x0020_0052, 0x0028_0002, 0x0028_0004,
     0x0028_0008, 0x0028_0010, 0x0028_0011, 0x0028_0030, 0x0028_0100, 0x0028_0101, 0x0028_0102, 0x0028_0103,
-    0x0028_0120, 0x0028_0121, 0x0028_1052, 0x0028_1053, 0x0028_1054, 0x0028_2110, 0x0028_3000, 0x5200_9229, 0x5200_9230,
+    0x0028_0120, 0x0028_0121, 0x0028_1052, 0x0028_1053, 0x0028_1054, 0x0028_2110, 0x0028_3000, 0x0040_9096, 0x5200_9229,
+    0x5200_9230,
 )
 # fmt: on
 # Functional groups of enhanced files: where a tag is found inside a frame's item.
@@ -407,6 +447,8 @@ def _read_slice(header: _Header, frame: int) -> Slice:
             "rescale_type": header.text(0x0028_1054, frame).upper(),
             "rescale": "stated" if header.raw(0x0028_1053, frame) and header.raw(0x0028_1052, frame) else "missing",
             "lossy": header.text(0x0028_2110),
+            "modified": next((word for word in image_type if word in MODIFIED_HU_WORDS), ""),
+            "named_map": _map_phrase(_description(header)),
             "image_type": "\\".join(word for word in image_type if word.replace("_", "").replace(" ", "").isalnum())[
                 :64
             ],
@@ -423,16 +465,56 @@ def _never_reason(header: _Header, frame: int, image_type: list[str]) -> str:
         return "colour image"
     if CAPTURE_WORDS & words:
         return "secondary capture"
-    if MAP_WORDS & words:
-        return "derived map"
+    named_map = _named_map(header, frame, image_type)
+    if named_map:
+        return f"derived map ({named_map})"
     placed = header.raw(0x0020_0032, frame) and header.raw(0x0020_0037, frame) and header.raw(0x0028_0030, frame)
     if header.text(0x0008_0016).startswith(SECONDARY_CAPTURE) and not placed:
         return "secondary capture"
     if not placed and header.offset >= 0:
         return NO_PLACE
-    if header.text(0x0028_1054, frame).upper() not in ("HU", "US", "", "HU_MOD"):
-        return "derived map"
     return ""
+
+
+def _named_map(header: _Header, frame: int, image_type: list[str]) -> str:
+    """The word by which the header says that values are no Hounsfield units; empty where it says no such thing."""
+    rescale_type = header.label(0x0028_1054, frame).strip().upper()
+    if rescale_type not in HU_RESCALE_TYPES:
+        return f"rescale type {rescale_type}"
+    is_derived = "DERIVED" in image_type[:1]
+    named = (MAP_WORDS | DERIVED_MAP_WORDS if is_derived else MAP_WORDS) & set(image_type[2:])
+    phrases = [word.replace("_", " ").lower() for word in image_type[2:]]
+    if is_derived or rescale_type != "HU":
+        phrases += [_description(header)]
+    found = next(filter(None, map(_map_phrase, phrases)), "")
+    units = {unit.strip().lower() for unit in _real_world_units(header, frame)}
+    if named or found:
+        return min(named, default=found)
+    if units and not units.intersection(HU_UNITS):
+        return f"unit {min(units)[:16]}"
+    return ""
+
+
+def _map_phrase(text: str) -> str:
+    """The words that name a map, and no more of the text, which may name the patient."""
+    found = MAP_PHRASES.search(text) or (MONOENERGETIC.search(text) and DIFFERENCE.search(text))
+    return found.group().strip() if found else ""
+
+
+def _description(header: _Header) -> str:
+    return " ".join(re.split(r"[\s_.,;:-]+", header.text(0x0008_103E).lower()))
+
+
+def _real_world_units(header: _Header, frame: int) -> Iterator[str]:
+    """The unit codes (UCUM) of the real world value mappings."""
+    groups = [header.items(0x0040_9096), *(header.items(0x0040_9096, group) for group in header.shared[:1])]
+    if frame < len(header.per_frame):
+        groups.append(header.items(0x0040_9096, header.per_frame[frame]))
+    for mapping in itertools.chain(*groups):
+        for code in header.items(0x0040_08EA, mapping):
+            value = getattr(code.get_item(0x0008_0100), "value", b"")
+            if isinstance(value, bytes) and value.strip(b"\0 "):
+                yield value.decode("latin-1").strip("\0 ")
 
 
 def _read_place(header: _Header, frame: int) -> tuple:

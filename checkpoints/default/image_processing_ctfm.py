@@ -26,6 +26,9 @@ SPACING_PRESETS: dict[str, tuple[float, float, float] | None] = {
 }
 
 
+RESAMPLING = ("area", "linear")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropGeometry:
     """Where a scan's crops lie on it. Along every axis, grid voxel `i` has its centre on scan voxel `offset + step * i`."""
@@ -69,6 +72,11 @@ class CTFMImageProcessor(BaseImageProcessor):
         intensity_window: HU that become 0 and 1; beyond is clipped.
         air_hu: a crop without a voxel above this becomes air altogether (0), so that scanner noise beside the patient
             does not have to be encoded. At or below `intensity_window[0]` it changes nothing.
+        resampling: how voxels become the crops' samples. `"area"` averages them, along every axis on which the samples are
+            further apart than the voxels, as a scan with voxels of that size does: less noise, no aliasing. `"linear"`
+            interpolates between the two nearest voxels at any spacing, which drops those between; SPECTRE was trained
+            so. Where samples are as close as the voxels or closer, both are the same linear interpolation. Weights
+            expect the one that they were trained with.
     """
 
     model_input_names = ["pixel_values", "crop_grid", "crop_mask"]
@@ -79,6 +87,7 @@ class CTFMImageProcessor(BaseImageProcessor):
         spacing: Sequence[float] | str | None = "scan",
         intensity_window: Sequence[float] = (-1000.0, 1000.0),
         air_hu: float = -900.0,
+        resampling: str = "area",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -86,6 +95,9 @@ class CTFMImageProcessor(BaseImageProcessor):
         self.spacing = resolve_spacing(spacing) or "native"  # transformers leaves None out of what it saves
         self.intensity_window = list(intensity_window)
         self.air_hu = air_hu
+        self.resampling = resampling
+        if resampling not in RESAMPLING:
+            raise ValueError(f'resampling "{resampling}" is not known; choose one of {", ".join(RESAMPLING)}.')
         if len(self.crop_size) != 3 or min(self.crop_size) < 1:
             raise ValueError(f"crop_size {self.crop_size} must be three positive numbers (depth, height, width).")
         if not self.intensity_window[0] < self.intensity_window[1]:
@@ -129,7 +141,7 @@ class CTFMImageProcessor(BaseImageProcessor):
             "crop_mask": torch.zeros(len(scans), longest, dtype=torch.bool),
         }
         for index, (volume, placed) in enumerate(zip(volumes, geometry, strict=True)):
-            self.cut(volume, placed, data["pixel_values"][index, :, 0])
+            self.cut(torch.from_numpy(volume.hu), placed, data["pixel_values"][index, :, 0])
             data["crop_mask"][index, : math.prod(placed.crop_grid)] = True
         if segmentations is not None:
             data["labels"] = torch.full((len(scans), longest, *self.crop_size), -100)
@@ -154,6 +166,10 @@ class CTFMImageProcessor(BaseImageProcessor):
             first = (size - 1) / 2 - (count - 1) / 2 * step[axis]
             grid.append(math.ceil(count / crop))
             body = ((brightest[axis] > self.air_hu).nonzero()[:, 0] - first) / step[axis]
+            width = area_width(step[axis], self.resampling)
+            if len(body) and width > 0:  # samples beside the body average some of it, so their crops are not air either
+                reach = (width / 2 + 1) / step[axis]
+                body = torch.stack((body[0] - reach, body[-1] + reach))
             before = lay_axis(body, crop, grid[-1] * crop - count)
             offset.append(first - before * step[axis])
         return CropGeometry(
@@ -165,21 +181,20 @@ class CTFMImageProcessor(BaseImageProcessor):
             step=step,
         )
 
-    def cut(self, volume: Volume, geometry: CropGeometry, out: Tensor) -> None:
-        """Fills `out` `(g, D, H, W)` with a scan's crops, one by one, so that nothing larger is ever resampled."""
+    def cut(self, hu: Tensor, geometry: CropGeometry, out: Tensor) -> None:
+        """Fills `out` `(g, D, H, W)` with the crops of a scan `(D, H, W)`, one by one, so that nothing larger is ever
+        resampled. Both are on the same device; on an accelerator nothing waits for it."""
         low_hu, high_hu = self.intensity_window
-        hu = torch.from_numpy(volume.hu)
-        samples = [AxisSamples.along(geometry, axis) for axis in range(3)]
+        axes = [sample_axis(geometry, axis, self.resampling) for axis in range(3)]
         for number, index in enumerate(np.ndindex(*geometry.crop_grid)):
-            parts = [axis.crop(i) for axis, i in zip(samples, index, strict=True)]
-            box = hu[tuple(slice(part.low[0], part.high[-1] + 1) for part in parts)]
-            if box.amax() <= self.air_hu:
+            parts = [axis[i] for axis, i in zip(axes, index, strict=True)]
+            box = hu[tuple(part.box for part in parts)]
+            holds_body = box.amax() > self.air_hu
+            if box.device.type == "cpu" and not holds_body:
                 continue  # air, and `out` is zero there
-            box = box.clamp(low_hu, high_hu).float().sub_(low_hu).div_(high_hu - low_hu)
-            along_depth, along_height, along_width = (part.matrix() for part in parts)
-            box = (along_depth @ box.flatten(1)).unflatten(1, box.shape[1:])  # small dense products beat gathering
-            box = along_height @ box @ along_width.T
-            out[number][tuple(part.inside for part in parts)] = box
+            box = box.float().clamp(low_hu, high_hu).sub_(low_hu).div_(high_hu - low_hu)
+            box = resample(box, [part.matrix.to(box.device) for part in parts])
+            out[number][tuple(part.inside for part in parts)] = torch.where(holds_body, box, 0.0)
 
     def to_patient_space(self, maps: Tensor | np.ndarray, inputs: CTFMBatchFeature) -> list[np.ndarray]:
         """Brings maps over crops, patches or voxels back to each scan's own voxels.
@@ -233,53 +248,86 @@ def lay_axis(body: Tensor, crop: int, slack: int) -> int:
     return int(torch.argmin(spanned * 2 * (slack + 1) + (2 * before - slack).abs()))
 
 
+def area_width(step: Any, resampling: str) -> Any:
+    """Width in voxels of the box over which samples `step` voxels apart average the linear interpolation between voxels.
+
+    A voxel is itself a mean over its own width, 1. Means over 1 and over this width on top of it have together the
+    variance of a mean over `step`, so a sample is as sharp as a voxel of that size; at `step` 1 nothing is averaged.
+    """
+    return max(step**2 - 1, 0.0) ** 0.5 if resampling == "area" else 0.0
+
+
+def weigh_voxels(positions: Tensor, width: Tensor, size: Tensor) -> Tensor:
+    """Samples along an axis as weighted means of its voxels.
+
+    The weights of a sample sum to 1 and their centre is its position, so constants stay, and so do linear ramps where
+    the samples do not reach beyond the ends, at which the last voxel repeats.
+
+    Args:
+        positions: `(..., n)` float64, in voxels, of samples that lie from 0 to `size - 1`.
+        width: `(...)` float64, of the box that is averaged, see `area_width`; 0 for linear interpolation.
+        size: `(...)` int64, voxels along the axis.
+
+    Returns:
+        `(..., n, max(size))` float32.
+    """
+    width = width[..., None, None]
+    voxels = (positions[..., None] - width / 2).floor() + torch.arange(math.ceil(float(width.max())) + 2)
+    distance = positions[..., None] - voxels  # (..., n, k)
+
+    def integrate(to: Tensor) -> Tensor:
+        """Of a voxel's share in a linear interpolation, 1 at its centre and 0 from its neighbours on."""
+        to = to.clamp(-1, 1)
+        return 0.5 + to - to * to.abs() / 2
+
+    mean = (integrate(distance + width / 2) - integrate(distance - width / 2)) / width
+    weights = torch.where(width > 0, mean, (1 - distance.abs()).clamp(min=0)).float()
+    voxels = torch.minimum(voxels.long().clamp(min=0), size[..., None, None] - 1)
+    return torch.zeros(*positions.shape, int(size.max())).scatter_add_(-1, voxels, weights)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AxisSamples:
-    """Linear interpolation along one axis: grid voxels `inside` lie between scan voxels `low` and `high`."""
+    """The samples of one crop along one axis that lie on the scan."""
 
-    low: Tensor
-    high: Tensor
-    weight: Tensor  # of `high`
-    inside: slice  # where these samples lie in their crop or grid
-    crop_size: int
+    inside: slice  # of the crop
+    box: slice  # of the scan: the voxels they are made of
+    matrix: Tensor  # (samples, voxels of the box)
+    nearest: Tensor  # (samples,) scan voxels
 
-    @classmethod
-    def along(cls, geometry: CropGeometry, axis: int) -> "AxisSamples":
-        size, crop_size = geometry.shape[axis], geometry.crop_size[axis]
-        grid = torch.arange(geometry.crop_grid[axis] * crop_size, dtype=torch.float64)
-        positions = geometry.offset[axis] + geometry.step[axis] * grid
-        covered = ((positions > -0.5 - 1e-6) & (positions < size - 0.5 + 1e-6)).nonzero()[:, 0]
-        positions = positions[covered].clamp(0, size - 1)
-        low = positions.floor().long()
-        return cls(
-            low=low,
-            high=(low + 1).clamp(max=size - 1),
-            weight=(positions - low).float(),
-            inside=slice(int(covered[0]), int(covered[-1]) + 1),
-            crop_size=crop_size,
+
+def sample_axis(geometry: CropGeometry, axis: int, resampling: str) -> list[AxisSamples]:
+    """The samples of every crop along one axis; each has one at least, since the grid is no larger than it has to be."""
+    size, crop, step = geometry.shape[axis], geometry.crop_size[axis], geometry.step[axis]
+    positions = geometry.offset[axis] + step * torch.arange(geometry.crop_grid[axis] * crop, dtype=torch.float64)
+    covered = ((positions > -0.5 - 1e-6) & (positions < size - 0.5 + 1e-6)).nonzero()[:, 0]
+    start, stop = int(covered[0]), int(covered[-1]) + 1
+    width = area_width(step, resampling)
+    positions = positions[start:stop].clamp(0, size - 1)
+    matrix = weigh_voxels(positions, torch.tensor(width, dtype=torch.float64), torch.tensor(size))
+    nearest = (positions + 0.5).floor().long().clamp(max=size - 1)
+    crops = []
+    for first in range(0, geometry.crop_grid[axis] * crop, crop):
+        low, high = max(first, start), min(first + crop, stop)
+        rows = slice(low - start, high - start)
+        ends = positions[rows][[0, -1]]
+        box = slice(
+            max(math.floor(float(ends[0]) - width / 2), 0), min(math.floor(float(ends[1]) + width / 2) + 2, size)
         )
-
-    def crop(self, index: int) -> "AxisSamples":
-        """The samples that fall into crop `index`; there is always one, since the grid is no larger than it has to be."""
-        start = max(index * self.crop_size, self.inside.start)
-        stop = min((index + 1) * self.crop_size, self.inside.stop)
-        chosen = slice(start - self.inside.start, stop - self.inside.start)
-        inside = slice(start - index * self.crop_size, stop - index * self.crop_size)
-        return AxisSamples(
-            low=self.low[chosen],
-            high=self.high[chosen],
-            weight=self.weight[chosen],
-            inside=inside,
-            crop_size=self.crop_size,
+        crops.append(
+            AxisSamples(
+                inside=slice(low - first, high - first), box=box, matrix=matrix[rows, box], nearest=nearest[rows]
+            )
         )
+    return crops
 
-    def matrix(self) -> Tensor:
-        """`(samples, scan voxels)` from the first `low` to the last `high`: the interpolation as a product."""
-        rows = torch.arange(len(self.low))
-        matrix = torch.zeros(len(self.low), int(self.high[-1] - self.low[0]) + 1)
-        matrix[rows, self.low - self.low[0]] += 1 - self.weight
-        matrix[rows, self.high - self.low[0]] += self.weight
-        return matrix
+
+def resample(box: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """`(..., D, H, W)` and for each axis `(..., samples, voxels)` -> `(..., d, h, w)`: small dense products beat gathering."""
+    along_depth, along_height, along_width = matrices
+    with torch.autocast(box.device.type, enabled=False):  # bfloat16 would round HU to 8 and more
+        box = (along_depth @ box.flatten(-2)).unflatten(-1, box.shape[-2:])
+        return along_height.unsqueeze(-3) @ box @ along_width.unsqueeze(-3).mT
 
 
 def cut_labels(segmentation: np.ndarray, geometry: CropGeometry, out: Tensor) -> None:
@@ -287,11 +335,11 @@ def cut_labels(segmentation: np.ndarray, geometry: CropGeometry, out: Tensor) ->
     if segmentation.shape != geometry.shape:
         raise ValueError(f"A segmentation of shape {segmentation.shape} does not lie on a scan of {geometry.shape}.")
     labels = torch.from_numpy(np.ascontiguousarray(segmentation)).long()
-    samples = [AxisSamples.along(geometry, axis) for axis in range(3)]
+    axes = [sample_axis(geometry, axis, "linear") for axis in range(3)]
     for number, index in enumerate(np.ndindex(*geometry.crop_grid)):
-        parts = [axis.crop(i) for axis, i in zip(samples, index, strict=True)]
-        nearest = [torch.where(part.weight < 0.5, part.low, part.high) for part in parts]
-        out[number][tuple(part.inside for part in parts)] = labels[torch.meshgrid(*nearest, indexing="ij")]
+        parts = [axis[i] for axis, i in zip(axes, index, strict=True)]
+        nearest = torch.meshgrid(*(part.nearest for part in parts), indexing="ij")
+        out[number][tuple(part.inside for part in parts)] = labels[nearest]
 
 
 def lay_on_scan(cells: Tensor, geometry: CropGeometry) -> np.ndarray:
@@ -316,4 +364,4 @@ def lay_on_scan(cells: Tensor, geometry: CropGeometry) -> np.ndarray:
     return cells.numpy()
 
 
-__all__ = ["SPACING_PRESETS", "CTFMBatchFeature", "CTFMImageProcessor", "CropGeometry"]
+__all__ = ["RESAMPLING", "SPACING_PRESETS", "CTFMBatchFeature", "CTFMImageProcessor", "CropGeometry"]
