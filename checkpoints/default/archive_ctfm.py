@@ -12,7 +12,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -24,6 +24,9 @@ MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
+
+POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/spec/")
+NOT_FETCHED = "pointer to a file"
 
 SYSTEM_NAMES = {"dicomdir", "thumbs.db", "desktop.ini", ".ds_store"}
 META_FIRST_LINE = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType)\s*=")
@@ -90,7 +93,8 @@ class BunzipStream:
 
 def tell_kind(path: Path) -> str:
     """What a file is by its first bytes, not by its name: "dicom", "nifti", "metaimage", "nrrd", "zip", "array" or the
-    reason why it is left out ("empty file", "system file", "other file")."""
+    reason why it is left out ("empty file", "system file", "other file"); `NOT_FETCHED` where git-annex or Git LFS put a
+    pointer in place of a file."""
     name = path.name
     if name.lower() in SYSTEM_NAMES or name.startswith("._") or "__MACOSX" in path.parts:
         return "system file"
@@ -107,6 +111,8 @@ def tell_kind(path: Path) -> str:
             return "nifti" if _is_nifti(inflated) else "other file"
     if not head:
         return "empty file"
+    if head.startswith(POINTERS):
+        return NOT_FETCHED
     if head[128:132] == b"DICM" or _is_bare_dicom(head):
         return "dicom"
     if head.startswith(b"NRRD000"):
@@ -140,21 +146,62 @@ def _is_bare_dicom(head: bytes) -> bool:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Every plain file under a folder in a fixed order; links to folders are not followed."""
+    """Every plain file under a folder in a fixed order, each once, behind links too.
+
+    Raises:
+        VolumeError: links lead to nothing: what they stood for may be half of the scan.
+    """
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
-        folders.sort()
+    num_unopened = 0
+    for _, found, unopened in walk_files(folder, _refuse):
+        files += found
+        num_unopened += unopened
+        if len(files) > MAX_FILES:
+            raise UnsafeFileError(f"more than {MAX_FILES} files in the folder", cure="Point at one study.")
+    if num_unopened:
+        raise VolumeError(
+            f"{num_unopened} of {num_unopened + len(files)} files cannot be opened: links that lead to nothing",
+            cure="Fetch them (git annex get, datalad get) or copy the whole scan.",
+        )
+    return files
+
+
+def walk_files(
+    folder: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[Path], int]]:
+    """Each folder, the plain files directly in it, and how many links in it lead to nothing.
+
+    Links to files and folders are followed; a folder or file that several of them reach comes once, so that a link to a
+    folder above ends. Pipes and devices are passed over, and so are hidden links that lead to nothing (an editor's locks).
+    """
+    seen = {_identity(folder)}
+    for parent, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        files, num_unopened = [], 0
         for name in sorted(names):
             path = Path(parent, name)
             try:
-                regular = stat.S_ISREG(path.stat().st_mode)
+                status = path.stat()
             except OSError:
-                regular = False  # a dangling link
-            if regular:
+                num_unopened += not name.startswith(".")
+                continue
+            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
                 files.append(path)
-        if len(files) > MAX_FILES:
-            raise UnsafeFileError(f"more than {MAX_FILES} files in the folder", cure="Point at one study.")
-    return files
+        yield Path(parent), files, num_unopened
+        folders[:] = [name for name in sorted(folders) if _is_new(Path(parent, name), seen)]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+    identity = _identity(folder)
+    if identity in seen:
+        return False
+    seen.add(identity)
+    return True
 
 
 def _refuse(error: OSError) -> None:

@@ -53,6 +53,7 @@ def read_dicom(source: str, kinds: dict[Path, str], series_uid: str | None) -> S
     with quiet_pydicom:
         stacks, left_out, num_patients = _find_stacks(source, kinds)
         stack = choose_stack(stacks, left_out, num_patients, series_uid, source)
+        counted = {(one.pixels.path, one.frame) for one in stack.slices}
         for other in stacks:
             if other.info.left_out_because == NO_PLACE and other.slices[0].series == stack.slices[0].series:
                 raise GeometryError(
@@ -60,10 +61,12 @@ def read_dicom(source: str, kinds: dict[Path, str], series_uid: str | None) -> S
                     file=other.slices[0].pixels.path.name,
                     cure="Export it again.",
                 )
-            if other is not stack:
-                is_same = other.slices[0].series == stack.slices[0].series
-                told_apart = "other acquisition of the same series" if is_same else "other series"
-                left_out[other.info.left_out_because or told_apart] += len(other.slices)
+            is_same = other.slices[0].series == stack.slices[0].series
+            told_apart = "other acquisition of the same series" if is_same else "other series"
+            rest = {(one.pixels.path, one.frame) for one in other.slices} - counted
+            counted |= rest
+            left_out[other.info.left_out_because or told_apart] += len(rest)
+        left_out = +left_out  # without those that count nothing
         return _read_stack(stack, left_out)
 
 
@@ -108,10 +111,10 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
     check_shape((len(places), slices[0].pixels.rows, slices[0].pixels.columns), slices[0].pixels.path.name)
     affine = _stack_affine(slices, slots, places)
     _check_gaps(places)
-    hu = _read_hounsfield(slices, slots, len(places), warnings)
+    hu = _read_hounsfield(stack, slots, len(places), warnings)
     _check_alternation(hu)
     num_duplicates = len(slices) - len(places)
-    if num_duplicates:
+    if num_duplicates and not stack.is_whole:
         warnings.append(f"{num_duplicates} slices were there twice, with identical voxels; one of each was kept.")
     missing = [one for one in slices if one.facts["rescale"] == "missing"]
     if 0 < len(missing) < len(slices):
@@ -250,27 +253,37 @@ def _fill_gaps(
     return out, affine, True
 
 
-def _read_hounsfield(slices: tuple[Slice, ...], slots: list[int], num_planes: int, warnings: list[str]) -> np.ndarray:
+def _read_hounsfield(stack: Stack, slots: list[int], num_planes: int, warnings: list[str]) -> np.ndarray:
+    slices = stack.slices
     first = slices[0].pixels
-    stack = HounsfieldStack((num_planes, first.rows, first.columns))
+    hounsfield = HounsfieldStack((num_planes, first.rows, first.columns))
     filled = [False] * num_planes
-    padded = 0
+    padded = num_different = 0
     for one, slot, hu, num_padded in _decode(slices, slots):
         if filled[slot]:
-            if not np.array_equal(stack.array[slot], hu.astype(stack.array.dtype)):
+            if np.array_equal(hounsfield.array[slot], hu.astype(hounsfield.array.dtype)):
+                continue
+            if not stack.is_whole:
                 raise AmbiguousSeriesError(
                     "two different slices lie on the same place, and nothing in their headers tells them apart",
                     file=one.pixels.path.name,
                     value=f"{len(slices)} slices on {num_planes} places",
                     cure="Pass one acquisition only.",
                 )
+            num_different += 1
             continue
-        stack.put(slot, hu[None])
+        hounsfield.put(slot, hu[None])
         filled[slot] = True
         padded += num_padded
     if padded:
         warnings.append(f"{padded} voxels carried the padding value of the header and became air.")
-    return stack.array
+    if stack.is_whole:
+        identical = len(slices) - num_planes - num_different
+        warnings.append(
+            f"Several acquisitions were read as one scan; of {len(slices) - num_planes} slices that two of them share "
+            f"({identical} identical, {num_different} different), the first was kept."
+        )
+    return hounsfield.array
 
 
 def _decode(slices: tuple[Slice, ...], slots: list[int]) -> Iterator[tuple[Slice, int, np.ndarray, int]]:

@@ -129,6 +129,11 @@ ACQUISITION_TAGS = {
     "energy": 0x0018_0060,
     "echo time": 0x0018_0081,
     "cardiac phase": 0x0020_9241,
+    "cardiac delay": 0x0020_9153,
+    "cardiac time before R": 0x0020_9154,
+    "respiratory phase": 0x0020_9245,
+    "respiratory delay": 0x0020_9255,
+    "trigger delay": 0x0018_1067,
     "slice thickness": 0x0018_0050,
     "filter": 0x0018_1160,
     "field of view": 0x0018_1100,
@@ -142,12 +147,16 @@ ACQUISITION_TAGS = {
 # Tags that differ inside one acquisition too, so they count only where slices lie on the same place.
 COLLISION_TAGS = {
     "trigger time": 0x0018_1060,
+    "actual cardiac delay": 0x0020_9252,
+    "actual respiratory delay": 0x0020_9257,
+    "temporal offset": 0x0020_930D,
     "contrast start": 0x0018_1042,
     "acquisition time": 0x0008_0032,
     "acquisition datetime": 0x0008_002A,
     "frame datetime": 0x0018_9074,
     "content time": 0x0008_0033,
     "series time": 0x0008_0031,
+    "comments": 0x0020_4000,
 }
 START_NAMES = ("acquisition time", "acquisition datetime", "frame datetime")  # when a slice was scanned
 IMAGE_TIME_NAMES = ("content time", "trigger time")  # when it was reconstructed, or since the heart beat
@@ -180,7 +189,22 @@ MACROS = {
     0x0018_9074: 0x0020_9111,
     0x0008_9007: 0x0018_9329,
     0x0020_9241: 0x0018_9118,
+    0x0020_9153: 0x0018_9118,
+    0x0020_9154: 0x0018_9118,
+    0x0020_9252: 0x0018_9118,
+    0x0020_9245: 0x0020_9253,
+    0x0020_9255: 0x0020_9253,
+    0x0020_9257: 0x0020_9253,
+    0x0020_930D: 0x0020_9310,
 }
+# Which phase of the heart or of breathing a stack shows: tag, format of its binary value, words.
+PHASE_TAGS = (
+    (0x0020_9241, "f", "{:g} % of the cardiac cycle"),
+    (0x0020_9153, "d", "{:g} ms after the R wave"),
+    (0x0020_9154, "f", "{:g} ms before the R wave"),
+    (0x0020_9245, "f", "{:g} % of the respiratory cycle"),
+    (0x0020_9255, "d", "{:g} ms after the respiratory trigger"),
+)
 PARSE_ERRORS = (
     *(
         ValueError,
@@ -309,7 +333,7 @@ class _Header:
     def __init__(self, data_set: "Dataset", path: Path, syntax: str, offset: int) -> None:
         self.path, self.syntax, self.offset = path, syntax, offset
         self._data_set = data_set
-        self._order = ">" if syntax == BIG_ENDIAN else "<"
+        self.order = ">" if syntax == BIG_ENDIAN else "<"
         frames = self.text(0x0028_0008) or "1"
         if not frames.isdigit() or not 1 <= int(frames) <= 100_000:
             raise DamagedFileError("absurd number of frames", file=path.name, value=frames)
@@ -364,7 +388,7 @@ class _Header:
             if default is None:
                 raise DamagedFileError(f"the header lacks {_tag_name(tag)}", file=self.path.name)
             return default
-        return struct.unpack(self._order + "H", value[:2])[0]
+        return struct.unpack(self.order + "H", value[:2])[0]
 
     def numbers(self, tag: int, count: int, frame: int | None = None) -> tuple[float, ...]:
         """`count` finite decimal numbers, or an empty tuple where the tag is missing or empty."""
@@ -447,6 +471,7 @@ def _read_slice(header: _Header, frame: int) -> Slice:
             "rescale_type": header.text(0x0028_1054, frame).upper(),
             "rescale": "stated" if header.raw(0x0028_1053, frame) and header.raw(0x0028_1052, frame) else "missing",
             "lossy": header.text(0x0028_2110),
+            "phase": _phase(header, frame),
             "modified": next((word for word in image_type if word in MODIFIED_HU_WORDS), ""),
             "named_map": _map_phrase(_description(header)),
             "image_type": "\\".join(word for word in image_type if word.replace("_", "").replace(" ", "").isalnum())[
@@ -454,6 +479,14 @@ def _read_slice(header: _Header, frame: int) -> Slice:
             ],
         },
     )
+
+
+def _phase(header: _Header, frame: int) -> str:
+    for tag, code, words in PHASE_TAGS:
+        value = header.raw(tag, frame)
+        if len(value) == struct.calcsize(code):
+            return words.format(struct.unpack(header.order + code, value)[0])
+    return ""
 
 
 def _never_reason(header: _Header, frame: int, image_type: list[str]) -> str:
@@ -551,7 +584,7 @@ def _pixel_layout(header: _Header) -> PixelLayout:
     allocated = header.short(0x0028_0100)
     stored = header.short(0x0028_0101, allocated)
     signed = header.short(0x0028_0103, 0) == 1
-    code = header._order + ("h" if signed else "H")
+    code = header.order + ("h" if signed else "H")
     limits = [struct.unpack(code, raw[:2])[0] for tag in (0x0028_0120, 0x0028_0121) if len(raw := header.raw(tag)) >= 2]
     return PixelLayout(
         path=header.path,

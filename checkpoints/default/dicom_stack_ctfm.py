@@ -1,7 +1,8 @@
 """`Slice`s -> stacks that belong together, and the one stack to read. Nothing is merged that the headers tell apart.
 
 - A stack has one patient, study, series, frame of reference, orientation, size, pixel spacing and kernel. Slices that
-  overlap are split by acquisition, time, contrast, energy, ...; `uid#2` names the second stack of a series.
+  overlap are split by acquisition, time, contrast, energy, ...; `uid#2` names the second stack of a series. Acquisitions
+  that share no more than the slices where they meet may be one scan: `uid#whole` is a choice beside them.
 - A stack is usable when it is CT in Hounsfield units with at least two positions. Localizers, secondary captures, colour,
   maps that are not in HU and other modalities never are. Reformats (MPR, MIP, ...) and stacks under `SHORT_STACK` slices
   are used only where nothing better is there. If more than one stack remains, the caller must choose.
@@ -20,6 +21,20 @@ from .scan_ctfm import AmbiguousSeriesError, GeometryError, NotCTError, SeriesIn
 SHORT_STACK = 5
 SAME_POSITION_MM = 0.01
 MAX_STACKS = 500
+MAX_SHARED_SLICES = 3
+WHOLE = "#whole"
+# Acquisitions that differ in one of these are other images of the patient, and no parts of one scan.
+PHYSICAL_TAGS = (
+    "temporal position",
+    "temporal index",
+    "contrast",
+    "energy",
+    "echo time",
+    "cardiac phase",
+    "cardiac delay",
+)
+PHYSICAL_TAGS += ("cardiac time before R", "respiratory phase", "respiratory delay", "trigger delay", "slice thickness")
+PHYSICAL_TAGS += ("filter", "image type", "frame type")
 SINGLE_SLICE = "single slice"
 
 
@@ -35,14 +50,22 @@ class Stack:
     def is_reformat(self) -> bool:
         return self.slices[0].is_reformat
 
+    @property
+    def is_whole(self) -> bool:
+        """Several acquisitions, read as the one scan that they may be."""
+        return self.series_uid.endswith(WHOLE)
+
 
 def group_slices(slices: list[Slice], patients: dict[str, int]) -> list[Stack]:
     series: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
     for one in slices:
         series[one.series, one.patient, one.study].append(one)
     by_uid: dict[str, list[list[Slice]]] = defaultdict(list)
+    wholes: dict[str, list[list[Slice]]] = defaultdict(list)
     for key in sorted(series, key=lambda key: (key[0], patients[key[1]], key[2])):
-        by_uid[key[0]] += _split(series[key])
+        groups, joined = _split(series[key])
+        by_uid[key[0]] += groups
+        wholes[key[0]] += joined
     stacks = []
     for uid, groups in by_uid.items():
         reasons = [_unusable(group) for group in groups]
@@ -51,10 +74,17 @@ def group_slices(slices: list[Slice], patients: dict[str, int]) -> list[Stack]:
         for group, reason in zip(groups, reasons, strict=True):
             number += not reason
             name = f"{uid}#{number}" if usable > 1 and not reason else uid
-            ordered = tuple(_by_position(group))
-            info = _series_info(ordered, name, f"patient {patients[group[0].patient]}", reason)
-            stacks.append(Stack(slices=ordered, series_uid=name, info=info))
+            stacks.append(_to_stack(group, name, reason, patients))
+        for number, group in enumerate(wholes[uid], 1):
+            prefix = f"{uid}#{number}" if len(wholes[uid]) > 1 else uid
+            stacks.append(_to_stack(group, prefix + WHOLE, "", patients))
     return stacks
+
+
+def _to_stack(group: list[Slice], name: str, reason: str, patients: dict[str, int]) -> Stack:
+    ordered = tuple(_by_position(group))
+    info = _series_info(ordered, name, f"patient {patients[group[0].patient]}", reason)
+    return Stack(slices=ordered, series_uid=name, info=info)
 
 
 def _unusable(group: list[Slice]) -> str:
@@ -64,8 +94,8 @@ def _unusable(group: list[Slice]) -> str:
     return "" if places[-1] - places[0] > SAME_POSITION_MM else SINGLE_SLICE
 
 
-def _split(slices: list[Slice]) -> list[list[Slice]]:
-    """The stacks of one series."""
+def _split(slices: list[Slice]) -> tuple[list[list[Slice]], list[list[Slice]]]:
+    """The stacks of one series, and those that several of them may be parts of."""
     hard: dict[tuple, list[list[Slice]]] = defaultdict(list)
     num_frames_of_reference = len({one.frame_of_reference for one in slices})
     stated = num_frames_of_reference <= len(slices) // 2  # some anonymisers give every slice its own
@@ -89,7 +119,23 @@ def _split(slices: list[Slice]) -> list[list[Slice]]:
         if len(hard[key]) > MAX_STACKS:
             raise GeometryError(f"more than {MAX_STACKS} orientations or pixel spacings in one series")
     groups = [group for alike in hard.values() for group in alike]
-    return [part for group in groups for part in ([group] if group[0].reason else _split_acquisitions(group))]
+    parts = [[group] if group[0].reason else _split_acquisitions(group) for group in groups]
+    joined = [list(itertools.chain(*found)) for found in parts if _are_parts_of_one(found)]
+    return list(itertools.chain(*parts)), joined
+
+
+def _are_parts_of_one(parts: list[list[Slice]]) -> bool:
+    """Whether each acquisition begins where the one before ends, with no more than `MAX_SHARED_SLICES` places in common."""
+    if len(parts) < 2 or any(len({one.marks[name] for part in parts for one in part}) > 1 for name in PHYSICAL_TAGS):
+        return False
+    normal = parts[0][0].normal
+    places = sorted((sorted(set(_places_along(part, normal))) for part in parts), key=lambda part: part[0])
+    for before, after in itertools.pairwise(places):
+        shared = [place for place in before if place >= after[0]]
+        is_short = len(shared) <= min(MAX_SHARED_SLICES, len(before) - 1, len(after) - 1)
+        if not is_short or shared != after[: len(shared)] or after[-1] <= before[-1]:
+            return False
+    return True
 
 
 def _looks_alike(first: Slice, other: Slice) -> bool:
@@ -126,7 +172,11 @@ def _split_by_value(group: list[Slice], places: np.ndarray, names: Iterable[str]
 
 def places_along_normal(group: Sequence[Slice]) -> np.ndarray:
     """Place along the normal, in whole hundredths of a millimetre."""
-    return np.round(np.array([one.position for one in group]) @ group[0].normal / SAME_POSITION_MM).astype(np.int64)
+    return _places_along(group, group[0].normal)
+
+
+def _places_along(group: Sequence[Slice], normal: np.ndarray) -> np.ndarray:
+    return np.round(np.array([one.position for one in group]) @ normal / SAME_POSITION_MM).astype(np.int64)
 
 
 def _are_acquisitions(parts: list[list[int]], places: np.ndarray) -> bool:
@@ -211,6 +261,7 @@ def _series_info(ordered: tuple[Slice, ...], name: str, patient: str, reason: st
         kernel=max(one.kernel for one in ordered),  # one, and perhaps slices that name none
         contrast=names_contrast(first if first.marks["contrast"] else last),
         left_out_because=reason,
+        phase=first.facts["phase"],
     )
 
 

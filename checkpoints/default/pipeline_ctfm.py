@@ -92,7 +92,9 @@ class CTFMZeroShotPipeline(Pipeline):
                 f'["Pleural effusion", "Lung nodule"].'
             )
         calibration = self.model.config.calibration or {}
-        spelt = {name.casefold(): name for name in calibration}  # a calibration holds for the prompts it was fitted with
+        spelt = {
+            name.casefold(): name for name in calibration
+        }  # a calibration holds for the prompts it was fitted with
         findings = [spelt.get(label.strip().casefold(), label) for label in candidate_labels]
         prompts = [prompt for finding in findings for prompt in finding_prompts(finding)]
         tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)

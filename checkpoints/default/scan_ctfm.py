@@ -63,11 +63,13 @@ class SeriesInfo:
     """One choice for `read_volume(source, series_uid=...)`.
 
     Args:
-        series_uid: what to pass as `series_uid`; `uid#2` is the second acquisition inside a series.
+        series_uid: what to pass as `series_uid`; `uid#2` is the second acquisition inside a series, `uid#whole` all of them
+            where each begins where the one before ends.
         patient: "patient 1", "patient 2", ... in the order found; nothing else is said about who it is.
         shape: slices, rows, columns.
         spacing: in mm, in the order of `shape`.
         left_out_because: empty where the series can be read, else the reason why it is never chosen by itself.
+        phase: of the heart or of breathing, where the header says one.
     """
 
     series_uid: str
@@ -78,6 +80,7 @@ class SeriesInfo:
     kernel: str
     contrast: bool | None
     left_out_because: str = ""
+    phase: str = ""
 
     def __str__(self) -> str:
         num_slices, rows, columns = self.shape
@@ -87,6 +90,7 @@ class SeriesInfo:
             f"{num_slices} {self.plane} slices of {rows} x {columns}",
             f"{depth:.3g} x {height:.3g} x {width:.3g} mm",
             f"kernel {self.kernel or 'unknown'}",
+            self.phase,
         ]
         return ", ".join(part for part in parts if part)
 

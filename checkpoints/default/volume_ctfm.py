@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .archive_ctfm import list_files, tell_kind, unpack
+from .archive_ctfm import NOT_FETCHED, list_files, tell_kind, unpack
 from .dicom_ctfm import list_dicom_stacks, read_dicom
 from .raster_ctfm import read_raster
 from .scan_ctfm import (
@@ -218,7 +218,7 @@ def list_series(source: Source) -> list[SeriesInfo]:
         return [_describe(read_volume(source), "")]
     with _readable(), tempfile.TemporaryDirectory(prefix="ctfm-") as temporary:
         path, files = _open_source(source, Path(temporary))
-        kinds = {file: tell_kind(file) for file in files}
+        kinds = _tell_kinds(path, files)
         if "dicom" in kinds.values():
             return [stack.info for stack in list_dicom_stacks(_name(path), kinds)]
         rasters = [file for file, kind in kinds.items() if kind in RASTERS]
@@ -242,7 +242,8 @@ def _open_source(source: str | Path, temporary: Path) -> tuple[Path, list[Path]]
     if path.is_dir():
         return path, list_files(path)
     if not path.is_file():
-        raise VolumeError("no such file or folder", file=path.name)
+        problem = "a link that leads to nothing" if path.is_symlink() else "no such file or folder"
+        raise VolumeError(problem, file=path.name)
     if tell_kind(path) != "zip":
         return path, [path]
     unpack(path, temporary)
@@ -265,8 +266,20 @@ def _name(path: Path) -> str:
     return "" if path.is_dir() else path.name
 
 
-def _read_files(path: Path, files: list[Path], series_uid: str | None) -> Scan:
+def _tell_kinds(path: Path, files: list[Path]) -> dict[Path, str]:
     kinds = {file: tell_kind(file) for file in files}
+    num_pointers = list(kinds.values()).count(NOT_FETCHED)
+    if num_pointers:
+        raise VolumeError(
+            f"{num_pointers} of {len(files)} files were not fetched: they hold a pointer to their content",
+            file=_name(path),
+            cure="Fetch them (git lfs pull, git annex get, datalad get).",
+        )
+    return kinds
+
+
+def _read_files(path: Path, files: list[Path], series_uid: str | None) -> Scan:
+    kinds = _tell_kinds(path, files)
     if "dicom" in kinds.values():
         return read_dicom(_name(path), kinds, series_uid)
     rasters = [file for file, kind in kinds.items() if kind in RASTERS]
