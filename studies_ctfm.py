@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .archive_ctfm import NOT_FETCHED, tell_kind, walk_files
 from .dicom_ctfm import list_dicom_stacks
-from .dicom_stack_ctfm import SINGLE_SLICE, WHOLE, Stack
+from .dicom_stack_ctfm import NO_EXTENT, WHOLE, Stack
 from .scan_ctfm import VolumeError
 from .volume_ctfm import RASTERS, list_series
 
@@ -36,7 +36,7 @@ def find_scans(root: Path) -> list[tuple[Path, str | None]]:
         scans += [(file, None) for file in whole]
         slices = {file: kind for file, kind in kinds.items() if kind == "dicom"}
         for stack in _stacks(slices, folder, damaged):
-            if stack.info.left_out_because in ("", SINGLE_SLICE) and not stack.is_whole:  # its parts are listed
+            if stack.info.left_out_because in ("", *NO_EXTENT) and not stack.is_whole:  # its parts are listed
                 first = stack.slices[0]
                 names = homes[first.patient, first.study, first.series].setdefault(folder, [])
                 names += [] if stack.info.left_out_because else [stack.series_uid]

@@ -254,3 +254,21 @@ def test_files_that_were_not_fetched_are_counted(series: Path, pointer: str) -> 
         with pytest.raises(VolumeError, match=r"8 of 24 files were not fetched"):
             read(series)
     assert find_scans(series) == [(series, None)]
+
+
+def test_names_too_long_for_a_file_system_and_colons_are_read(series: Path, scratch: Path) -> None:
+    archive = series.parent / "scan.zip"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for index, path in enumerate(sorted(series.iterdir())):
+            folder = ("Series 2: lung", "x" * 300, "/".join(["deep" * 20] * 60))[index % 3]
+            zipped.write(path, f"{folder}/{'n' * 300}{index}.dcm")
+    assert np.array_equal(read_volume(archive).hu, HU)
+
+
+def test_a_data_file_with_a_colon_in_its_name_is_read(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.GetImageFromArray(HU), tmp_path / "scan.mhd")
+    (tmp_path / "scan.raw").rename(tmp_path / "scan 10:30.raw")
+    header = tmp_path / "scan.mhd"
+    header.write_text(header.read_text().replace("scan.raw", "scan 10:30.raw"))
+    assert np.array_equal(read_volume(header).hu, HU)

@@ -1016,6 +1016,67 @@ def test_phases_of_the_heart_and_of_breathing_are_choices(
     assert found == {0, 5}
 
 
+def test_a_multi_frame_file_without_functional_groups_is_named(tmp_path: Path) -> None:
+    def many(data_set: FileDataset, index: int) -> None:
+        data_set.NumberOfFrames, data_set.SpacingBetweenSlices = 24, "3"
+        data_set.PixelData = data_set.PixelData * 24
+
+    with pytest.raises(GeometryError, match=r"multi-frame file without functional groups.*24 frames"):
+        read_volume(write(tmp_path, many, hu=HU[:1]))
+
+
+def test_one_position_for_all_slices_is_named(tmp_path: Path) -> None:
+    write(tmp_path, edited(ImagePositionPatient=["0", "0", "0"]))
+    with pytest.raises(GeometryError, match=r"all slices have the same position \(24 slices\)"):
+        read_volume(tmp_path)
+    assert "position of all others" in list_series(tmp_path)[0].left_out_because
+
+
+def test_a_series_a_slice_is_named(tmp_path: Path) -> None:
+    def own_series(data_set: FileDataset, index: int) -> None:
+        data_set.SeriesInstanceUID = generate_uid()
+
+    with pytest.raises(GeometryError, match="24 series of one slice each"):
+        read_volume(write(tmp_path, own_series))
+
+
+def test_zeros_behind_the_pixels_are_padding_and_other_bytes_are_not(tmp_path: Path) -> None:
+    def pad(data_set: FileDataset, index: int) -> None:
+        data_set.PixelData = data_set.PixelData + bytes(4000)
+
+    assert_is_phantom(read_volume(write(tmp_path / "padded", pad)))
+
+    def append(data_set: FileDataset, index: int) -> None:
+        data_set.PixelData = data_set.PixelData + data_set.PixelData
+
+    with pytest.raises(DamagedFileError, match="more pixel data"):
+        read_volume(write(tmp_path / "more", append))
+
+
+@pytest.mark.parametrize("stray", [bytes(128) + b"DICM" + b"\xff" * 900, bytes(128) + b"DICM", "other series"])
+def test_a_damaged_file_beside_a_whole_scan_is_left_out_and_listed(tmp_path: Path, stray: bytes | str) -> None:
+    write(tmp_path / "scan", series_uid="1.2.3")
+    if isinstance(stray, str):
+        stray = sorted(write(tmp_path / "made", edited(PixelSpacing=["0", "1"])).iterdir())[0].read_bytes()
+    (tmp_path / "scan" / "stray.dcm").write_bytes(stray)
+    volume = read_volume(tmp_path / "scan")
+    assert_is_phantom(volume)
+    assert volume.source.left_out == {"DICOM file that cannot be read": 1}
+    assert len(list_series(tmp_path / "scan")) == 1
+    (tmp_path / "scan" / "slice0009.dcm").unlink()  # the stray file may be what is missing
+    with pytest.raises(VolumeError, match=r"stray\.dcm"):
+        read_volume(tmp_path / "scan")
+
+
+def test_a_damaged_slice_at_the_end_of_its_series_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, series_uid="1.2.3")
+    path = tmp_path / "slice0023.dcm"
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"1.2.3\0") + 20])
+    with pytest.raises(VolumeError, match=r"slice0023\.dcm"):
+        read_volume(tmp_path)
+
+
 def test_colour_and_maps_in_other_units_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotCTError, match="rescale type MGML"):
         read_volume(write(tmp_path / "a", edited(RescaleType="MGML")))

@@ -93,6 +93,143 @@ def test_forms_that_disagree_are_said(tmp_path: Path) -> None:
     assert any("two different ways" in warning for warning in volume.warnings)
 
 
+def two_forms(path: Path, sform: np.ndarray, sform_code: int, qform_code: int) -> Path:
+    """The phantom with its true geometry as qform (code 0: none) and this sform."""
+    image = nib.nifti1.Nifti1Image(LPS, LPS_AFFINE)
+    image.set_qform(LPS_AFFINE, qform_code)
+    image.set_sform(sform, sform_code)
+    image.header["pixdim"][1:4] = (1.25, 1.0, 3.0)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("code", [3, 4, 5])
+@pytest.mark.parametrize("qform_code", [1, 2])
+def test_the_sform_of_an_atlas_does_not_win_over_the_scanner(tmp_path: Path, code: int, qform_code: int) -> None:
+    atlas = np.diag([1.1, 1.1, 1.1, 1]) @ LPS_AFFINE
+    volume = read_volume(two_forms(tmp_path / "scan.nii", atlas, code, qform_code))
+    assert_is_phantom(volume)
+    assert volume.source.checks == ("geometry from the qform",)
+    assert any("10.0 %" in warning and "mm apart" in warning and "atlas" in warning for warning in volume.warnings)
+
+
+def test_an_sform_of_other_voxel_sizes_than_the_header_does_not_win(tmp_path: Path) -> None:
+    longer = LPS_AFFINE.copy()
+    longer[2, 2] = 4.0
+    volume = read_volume(two_forms(tmp_path / "scan.nii", longer, 1, 1))
+    assert_is_phantom(volume)
+    assert any("23.0 mm apart" in warning and "33.3 %" in warning for warning in volume.warnings)
+
+
+def test_a_turned_sform_of_the_same_voxel_sizes_is_used(tmp_path: Path) -> None:
+    moved = LPS_AFFINE.copy()
+    moved[2, 3] += 5
+    volume = read_volume(two_forms(tmp_path / "scan.nii", moved, 2, 1))
+    assert np.allclose(volume.affine[2, 3], AFFINE[2, 3] + 5)
+    assert any("5.0 mm apart" in warning and "its sform was used" in warning for warning in volume.warnings)
+
+
+def test_the_shear_of_a_tilted_scan_is_in_its_sform(tmp_path: Path) -> None:
+    sheared = LPS_AFFINE.copy()
+    sheared[1, 2] = -1.0
+    volume = read_volume(two_forms(tmp_path / "scan.nii", sheared, 1, 1))
+    assert volume.source.checks == ("geometry from the sform",)
+    assert any("resampled to upright" in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_directions_without_voxel_sizes_get_those_of_the_header(tmp_path: Path, qform_code: int) -> None:
+    bare = LPS_AFFINE.copy()
+    bare[:3, :3] /= np.linalg.norm(bare[:3, :3], axis=0)
+    volume = read_volume(two_forms(tmp_path / "scan.nii", bare, 1, qform_code))
+    assert_is_phantom(volume)
+    assert len(volume.warnings) == 1
+
+
+def test_an_atlas_alone_is_said_with_its_scale(tmp_path: Path) -> None:
+    volume = read_volume(two_forms(tmp_path / "scan.nii", np.diag([1.1, 1.1, 1.1, 1]) @ LPS_AFFINE, 4, 0))
+    assert np.allclose(volume.spacing, np.multiply(1.1, (3.0, 1.0, 1.25)))
+    assert any("10.0 %" in warning and "atlas (code 4)" in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize(("at", "sizes"), [(80, (0.0,)), (84, (-1.0,)), (88, (float("nan"),)), (80, (0.0, 0.0, 0.0))])
+def test_voxel_sizes_that_are_none_do_not_matter_beside_a_good_sform(tmp_path: Path, at: int, sizes: tuple) -> None:
+    path = two_forms(tmp_path / "scan.nii", LPS_AFFINE, 1, 1)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(f"<{len(sizes)}f", content, at, *sizes)
+    path.write_bytes(content)
+    volume = read_volume(path)
+    assert_is_phantom(volume)
+    assert any("is no size" in warning for warning in volume.warnings)
+
+
+def test_a_negative_voxel_size_has_its_sign_ignored_in_the_qform(tmp_path: Path) -> None:
+    path = two_forms(tmp_path / "scan.nii", LPS_AFFINE, 0, 1)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 88, -3.0)
+    path.write_bytes(content)
+    assert_is_phantom(read_volume(path))
+
+
+@pytest.mark.parametrize("values", [(0.0,) * 12, (0.0,) * 4, (float("nan"),)])
+def test_an_sform_that_places_nothing_falls_back_to_the_qform(tmp_path: Path, values: tuple) -> None:
+    path = two_forms(tmp_path / "scan.nii", LPS_AFFINE, 1, 1)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(f"<{len(values)}f", content, 280, *values)
+    path.write_bytes(content)
+    volume = read_volume(path)
+    assert_is_phantom(volume)
+    assert any("places no voxel; its qform was used" in warning for warning in volume.warnings)
+
+
+def test_an_empty_sform_without_a_qform_is_no_geometry(tmp_path: Path) -> None:
+    path = two_forms(tmp_path / "scan.nii", LPS_AFFINE, 1, 0)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<12f", content, 280, *(0.0,) * 12)
+    path.write_bytes(content)
+    volume = read_volume(path)
+    assert np.allclose(volume.spacing, (3.0, 1.0, 1.25))
+    assert any("left and right may be swapped" in warning for warning in volume.warnings)
+
+
+def test_a_quaternion_longer_than_one_is_no_geometry(tmp_path: Path) -> None:
+    path = two_forms(tmp_path / "scan.nii", LPS_AFFINE, 1, 1)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<3f", content, 256, 0.9, 0.9, 0.9)
+    path.write_bytes(content)
+    assert_is_phantom(read_volume(path))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_nifti_pair_is_read(tmp_path: Path, ending: str) -> None:
+    nib.save(nib.nifti1.Nifti1Pair(LPS, LPS_AFFINE), tmp_path / f"scan.img{ending}")
+    assert_is_phantom(read_volume(tmp_path / f"scan.hdr{ending}"))
+    assert_is_phantom(read_volume(tmp_path))
+    (tmp_path / f"scan.img{ending}").rename(tmp_path / "other.img")
+    with pytest.raises(DamagedFileError, match=r"Put scan\.img beside it"):
+        read_volume(tmp_path / f"scan.hdr{ending}")
+
+
+def test_an_analyze_pair_is_named(tmp_path: Path) -> None:
+    nib.save(nib.analyze.AnalyzeImage(LPS, LPS_AFFINE), tmp_path / "scan.img")
+    for path in (tmp_path, tmp_path / "scan.hdr"):
+        with pytest.raises(UnsupportedFormatError, match="Analyze"):
+            read_volume(path)
+    with pytest.raises(UnsupportedFormatError, match=r"Pass scan\.hdr"):
+        read_volume(tmp_path / "scan.img")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mha", ".nrrd"])
+def test_zeros_behind_the_voxels_are_padding(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"scan{ending}"
+    sitk.WriteImage(itk_image(), path)
+    path.write_bytes(path.read_bytes() + bytes(2 * 48 * 40 * 3))
+    assert_is_phantom(read_volume(path))
+    path.write_bytes(path.read_bytes() + b"\x01")
+    with pytest.raises(DamagedFileError, match="more voxel data"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize(
     ("dtype", "slope", "intercept"),
     [
@@ -186,9 +323,6 @@ def test_an_oblique_nifti_keeps_its_rotation_up_to_thirty_degrees(tmp_path: Path
         (40, "<8h", (3, 40, 48, 25, 1, 1, 1, 1)),
         (70, "<h", (128,)),
         (70, "<h", (32,)),
-        (80, "<f", (0.0,)),
-        (84, "<f", (-1.0,)),
-        (88, "<f", (float("nan"),)),
         (108, "<f", (1e30,)),
         (112, "<2f", (1.0, float("inf"))),
         (112, "<2f", (1e30, 0.0)),
