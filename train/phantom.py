@@ -25,6 +25,7 @@ from .phantom_lungs import draw_lung_trees, grow_lungs
 from .phantom_patient import (
     CT_RATE_NAMES,
     FINDING_NAMES,
+    RANDOMISED_RANGES,
     SHIFTED_RANGES,
     TRAIN_RANGES,
     Acquisition,
@@ -42,6 +43,7 @@ __all__ = [
     "CT_RATE_NAMES",
     "FINDING_ID",
     "FINDING_NAMES",
+    "RANDOMISED_RANGES",
     "SEGMENTATION_NAMES",
     "SHIFTED_RANGES",
     "TRAIN_RANGES",

@@ -61,6 +61,7 @@ class PhantomRanges:
     lung_hu: Range = (-885.0, -820.0)
     liver_hu: Range = (48.0, 62.0)
     marrow_hu: Range = (150.0, 270.0)
+    tissue_spread_hu: float = 0.0  # standard deviation of each tissue around what the contrast phase makes of it
     phase_probabilities: tuple[float, float, float] = (0.4, 0.25, 0.35)  # in the order of PHASES
     # Acquisition
     field_of_view_mm: Range = (330.0, 440.0)
@@ -110,6 +111,40 @@ SHIFTED_RANGES = replace(
 )
 
 
+# Far beyond what one hospital has, so that real scans lie inside (domain randomisation, arXiv:2107.09559): low dose, every
+# kernel, thick slices, children and very large bodies, contrast at any moment, findings down to the smallest. It contains
+# SHIFTED_RANGES: a model that is trained on it is measured on other patients of the same world, not on another world.
+RANDOMISED_RANGES = replace(
+    TRAIN_RANGES,
+    height_scale=(0.78, 1.10),
+    width_scale=(0.82, 1.24),
+    depth_scale=(0.80, 1.28),
+    fat_mm=(3.0, 56.0),
+    bend_mm=(1.5, 5.5),
+    roll_deg=(-12.0, 12.0),
+    position_mm=(-30.0, 30.0),
+    age=(10.0, 95.0),
+    organ_scale=(0.80, 1.22),
+    lung_hu=(-905.0, -740.0),
+    liver_hu=(25.0, 72.0),
+    marrow_hu=(100.0, 330.0),
+    tissue_spread_hu=9.0,
+    phase_probabilities=(0.4, 0.25, 0.35),
+    field_of_view_mm=(320.0, 500.0),
+    coverage_mm=(300.0, 430.0),
+    centre_z_mm=(-60.0, 60.0),
+    slice_thickness_mm=(0.8, 8.0),
+    noise_hu=(4.0, 65.0),
+    sharp_probability=0.5,
+    soft_sigma_mm=(0.4, 1.7),
+    sharpening=(0.3, 1.9),
+    nodule_mm=(3.5, 30.0),
+    liver_lesion_mm=(6.0, 80.0),
+    kidney_tumour_mm=(10.0, 80.0),
+    severity=(0.15, 1.0),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Patient:
     """One person: habitus, age and what the contrast phase makes of each tissue."""
@@ -127,6 +162,7 @@ class Patient:
     lung_hu: float
     liver_hu: float
     marrow_hu: float
+    tissue_spread_hu: float
 
     def rng(self, name: str) -> np.random.Generator:
         return named_rng(self.seed, "patient " + name)
@@ -163,7 +199,8 @@ class Patient:
             "gland": (40.0, 60.0, 70.0),
             "tumour": (36.0, 95.0, 80.0),
         }
-        return {name: row[column] for name, row in table.items()}
+        drawn = self.rng("tissue").normal(0.0, self.tissue_spread_hu, len(table))
+        return {name: row[column] + float(shift) for (name, row), shift in zip(table.items(), drawn, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +245,7 @@ def sample_patient(seed: int, ranges: PhantomRanges) -> Patient:
         lung_hu=uniform(ranges.lung_hu),
         liver_hu=uniform(ranges.liver_hu),
         marrow_hu=uniform(ranges.marrow_hu),
+        tissue_spread_hu=ranges.tissue_spread_hu,
     )
 
 

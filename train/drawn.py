@@ -1,0 +1,263 @@
+"""Sample number -> a phantom, drawn when it is asked for: scans without end, and no folder to prepare.
+
+A sample is a pure function of the seed and its number, as those of prepared folders are (data.py), so a run that was killed
+goes on with the same scans. Drawing takes a processor core one to three seconds; a scan is therefore learnt from several
+times, from a window of the latest ones, which a folder keeps. Emptying that folder costs time and changes nothing.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..image_processing_ctfm import AxisSamples, CropGeometry, CTFMImageProcessor
+from ..volume_ctfm import Volume
+from .data import StepBatches, hash_numbers, stay
+from .phantom import FINDING_ID, FINDING_NAMES, RANDOMISED_RANGES, Phantom, make_phantom
+from .phantom_body import ORGAN_NAMES
+from .phantom_dataset import SIDED_NAMES, label
+from .phantom_geometry import Point, named_rng
+
+# A voxel's code is its organ's number plus, where a finding covers the organ, FINDING_STEP times what `finding_codes` says.
+FINDING_STEP = 64
+STRUCTURES = dict(enumerate(ORGAN_NAMES))
+SIDED_FINDINGS = tuple(f"{side} {name.lower()}" for name in SIDED_NAMES for side in ("Left", "Right"))
+FINDINGS = (*FINDING_NAMES, *SIDED_FINDINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingConfig:
+    """What is drawn, and how often it is learnt from.
+
+    Args:
+        seed: of every scan.
+        global_batch: scans of an optimizer step over all processes.
+        repeats: how often a scan is learnt from, on average; 1 draws every sample anew.
+        window: of the latest scans, from which those that come again are taken.
+    """
+
+    seed: int = 0
+    global_batch: int = 8
+    repeats: int = 4
+    window: int = 512
+
+
+class DrawingSchedule:
+    """Steps -> sample numbers -> scan numbers; the same interface as `data.Schedule`."""
+
+    def __init__(self, config: DrawingConfig) -> None:
+        self.config = config
+
+    def numbers(self, step: int, rank: int = 0, num_processes: int = 1) -> range:
+        size, left = divmod(self.config.global_batch, num_processes)
+        if left:
+            raise ValueError(f"A global batch of {self.config.global_batch} does not divide among {num_processes}.")
+        first = step * self.config.global_batch + rank * size
+        return range(first, first + size)
+
+    def scan(self, number: int) -> int:
+        """The scan of a sample: every `repeats`-th is new, the others come from the window before it."""
+        newest, place = divmod(number, self.config.repeats)
+        if place == 0 or newest == 0:
+            return newest
+        window = min(newest, self.config.window)
+        return newest - 1 - hash_numbers(self.config.seed, number, 7) % window
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {"step": step, "data": asdict(self.config)}
+
+    def resume(self, state: dict[str, Any]) -> int:
+        """The step to go on with.
+
+        Raises:
+            ValueError: other scans would come than those left out.
+        """
+        if state["data"] != asdict(self.config):
+            raise ValueError(f"The scans are not those of the checkpoint: {state['data']} then, {asdict(self.config)} now.")
+        return int(state["step"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnScan:
+    """A phantom and where its crops lie.
+
+    hu: `(D, H, W)` int16; codes: `(D, H, W)` int16, see FINDING_STEP; labels: finding -> 1 or 0, FINDINGS.
+    geometry: of the crop grid; occupied: `(g,)`, False for crops of air.
+    """
+
+    number: int
+    seed: int
+    hu: Tensor
+    codes: Tensor
+    labels: dict[str, int]
+    report: str
+    geometry: CropGeometry
+    occupied: Tensor
+
+    def pin_memory(self) -> "DrawnScan":
+        return replace(self, hu=self.hu.pin_memory(), codes=self.codes.pin_memory())
+
+
+class DrawnScans(Dataset[DrawnScan]):
+    """Sample number -> scan, from `cache` where it was drawn before."""
+
+    def __init__(self, schedule: DrawingSchedule, processor: CTFMImageProcessor, cache: Path) -> None:
+        self.schedule, self.processor, self.cache = schedule, processor, cache
+
+    def __getitem__(self, number: int) -> DrawnScan:
+        torch.set_num_threads(1)
+        scan = self.schedule.scan(number)
+        path = self.cache / f"{scan}.safetensors"
+        if not path.is_file():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            write_phantom(draw_phantom(hash_numbers(self.schedule.config.seed, scan, 8)), path)
+            passed = scan - self.schedule.config.window - 4 * self.schedule.config.global_batch
+            (self.cache / f"{passed}.safetensors").unlink(missing_ok=True)
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            hu, codes = file.get_tensor("hu"), file.get_tensor("codes")
+        volume = Volume(hu=hu.numpy(), affine=np.array(facts["affine"]))
+        spacing = None if self.processor.spacing == "native" else [float(mm) for mm in self.processor.spacing]
+        geometry = self.processor.lay_grid(volume, spacing)
+        return DrawnScan(
+            number=number,
+            seed=hash_numbers(self.schedule.config.seed, number, 9),
+            hu=hu,
+            codes=codes,
+            labels=facts["labels"],
+            report=facts["report"],
+            geometry=geometry,
+            occupied=find_occupied(hu, geometry, self.processor.air_hu),
+        )
+
+
+def load_drawn(
+    schedule: DrawingSchedule,
+    processor: CTFMImageProcessor,
+    cache: Path,
+    batches: StepBatches,
+    *,
+    num_workers: int = 0,
+) -> DataLoader[DrawnScan]:
+    """Batches of scans, as lists: they have shapes of their own until they are resampled."""
+    return DataLoader(
+        DrawnScans(schedule, processor, cache),
+        batch_sampler=batches,
+        collate_fn=list,
+        num_workers=num_workers,
+        worker_init_fn=stay,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+# ---- draw ----
+
+
+def draw_phantom(seed: int) -> Phantom:
+    """A patient of `RANDOMISED_RANGES` as any scanner may show him: whole at 2 to 6 mm, or whole or in part at 1.2 to 2.5 mm."""
+    rng = named_rng(seed, "drawn scan")
+    kind = rng.random()
+    if kind < 0.4:
+        spacing, extent = (rng.uniform(2.0, 6.0), rng.uniform(2.0, 3.5)), (rng.uniform(280, 430), rng.uniform(320, 500))
+    elif kind < 0.8:
+        spacing, extent = (rng.uniform(1.2, 2.5), rng.uniform(1.2, 1.9)), (rng.uniform(110, 260), rng.uniform(240, 420))
+    else:
+        spacing, extent = (rng.uniform(1.5, 2.5), rng.uniform(1.3, 1.9)), (rng.uniform(280, 400), rng.uniform(320, 440))
+    side = max(32, round(extent[1] / spacing[1]))
+    steps: Point = (float(spacing[0]), float(spacing[1]), float(spacing[1]))
+    return make_phantom(
+        seed, shape=(max(16, round(extent[0] / spacing[0])), side, side), spacing=steps, ranges=RANDOMISED_RANGES
+    )
+
+
+def write_phantom(phantom: Phantom, path: Path) -> None:
+    """Whole or not at all, since other processes look for it."""
+    facts = {"affine": phantom.affine.tolist(), "labels": label(phantom), "report": str(phantom.report)}
+    partial = path.with_suffix(f".partial{os.getpid()}")
+    tensors = {"hu": phantom.hu.contiguous(), "codes": encode_voxels(phantom)}
+    save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
+    os.replace(partial, path)
+
+
+def finding_codes() -> dict[str, tuple[int, ...]]:
+    """Finding -> its codes in units of FINDING_STEP: one of its own, or one a side, of which "Lung nodule" has both."""
+    codes, following = dict[str, tuple[int, ...]](), 1
+    for name in FINDING_NAMES:
+        if name not in SIDED_NAMES:
+            codes[name], following = (following,), following + 1
+            continue
+        codes[name] = (following, following + 1)
+        for code, side in zip(codes[name], ("Left", "Right"), strict=True):
+            codes[f"{side} {name.lower()}"] = (code,)
+        following += 2
+    return codes
+
+
+def encode_voxels(phantom: Phantom) -> Tensor:
+    """Organ and finding of every voxel, `(D, H, W)` int16; the side of a paired finding is that of the patient."""
+    depth, height, width = phantom.hu.shape
+    place_d, place_h, place_w = (torch.arange(size, dtype=torch.float32) for size in (depth, height, width))
+    start = (-phantom.affine[1, 3], -phantom.affine[0, 3])  # scanner y to the back, x to the left
+    y = place_h * phantom.spacing[1] + float(start[0]) - phantom.patient.position_mm[1]
+    x = place_w * phantom.spacing[2] + float(start[1]) - phantom.patient.position_mm[2]
+    roll = np.radians(phantom.patient.roll_deg)
+    is_right = (float(np.cos(roll)) * x[None] - float(np.sin(roll)) * y[:, None]) < 0  # (H, W)
+    lookup = torch.zeros(2, 256, dtype=torch.int16)
+    for name, code in finding_codes().items():
+        if name in FINDING_ID:
+            lookup[0, FINDING_ID[name]], lookup[1, FINDING_ID[name]] = code[0], code[-1]
+    found = phantom.segmentation.long()
+    codes = torch.where(is_right, lookup[1][found], lookup[0][found])
+    return phantom.organs.to(torch.int16) + FINDING_STEP * codes
+
+
+def find_occupied(hu: Tensor, geometry: CropGeometry, air_hu: float) -> Tensor:
+    """Which crops hold a voxel above air, as `CTFMImageProcessor.cut` asks, `(g,)`."""
+    axes = [AxisSamples.along(geometry, axis) for axis in range(3)]
+    occupied = []
+    for index in np.ndindex(*geometry.crop_grid):
+        parts = [axis.crop(i) for axis, i in zip(axes, index, strict=True)]
+        box = hu[tuple(slice(int(part.low[0]), int(part.high[-1]) + 1) for part in parts)]
+        occupied.append(bool(box.amax() > air_hu))
+    return torch.tensor(occupied)
+
+
+# ---- cut, on the training device ----
+
+
+def cut_drawn(
+    scan: DrawnScan, processor: CTFMImageProcessor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The occupied crops `(m, 1, D, H, W)`, equal to the image processor's, and their codes `(m, D, H, W)`, -1 outside.
+
+    The scan is resampled whole, in three products: on an accelerator many small ones cost more than the air between."""
+    low_hu, high_hu = processor.intensity_window
+    hu = scan.hu.to(device, non_blocking=True).float().clamp(low_hu, high_hu).sub(low_hu).div(high_hu - low_hu)
+    codes = scan.codes.to(device, non_blocking=True).int()
+    for axis in range(3):
+        samples = AxisSamples.along(scan.geometry, axis)
+        length = scan.geometry.crop_grid[axis] * scan.geometry.crop_size[axis]
+        matrix = torch.zeros(length, scan.geometry.shape[axis])
+        matrix[samples.inside, int(samples.low[0]) : int(samples.high[-1]) + 1] = samples.matrix()
+        hu = torch.tensordot(hu, matrix.to(device), dims=([0], [1]))  # the first axis goes last: after three, as before
+        nearest = torch.where(samples.weight < 0.5, samples.low, samples.high).to(device)
+        padded = codes.new_full((length, *codes.shape[1:]), -1)
+        padded[samples.inside] = codes.index_select(0, nearest)
+        codes = padded.movedim(0, -1)
+    grid, size = scan.geometry.crop_grid, scan.geometry.crop_size
+    kept = scan.occupied.to(device)
+
+    def cut(voxels: Tensor) -> Tensor:
+        parts = voxels.reshape(grid[0], size[0], grid[1], size[1], grid[2], size[2])
+        return parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)[kept]
+
+    return cut(hu)[:, None], cut(codes)
