@@ -103,14 +103,27 @@ def sigmoid_loss(
     texts = processes.gather(text_embeds.float())
     with torch.autocast(texts.device.type, enabled=False):  # it would round both factors of the product to bfloat16
         logits = image_embeds.float() @ texts.T * logit_scale.exp() + logit_bias  # (b, count*b)
+    keys = None if text_keys is None else processes.gather(text_keys)
+    return pair_loss(logits, text_keys, keys, processes.rank * len(logits))
+
+
+def pair_loss(
+    logits: Float[Tensor, "b texts"],
+    text_keys: Int[Tensor, "b k"] | None,
+    other_keys: Int[Tensor, "texts k"] | None,
+    first: int = 0,
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """`sigmoid_loss` of logits: scan i belongs to text `first` + i; the keys are those of the scans' own and of all texts."""
     own = torch.zeros_like(logits, dtype=torch.bool)
-    own.diagonal(processes.rank * len(logits)).fill_(True)
-    equal = own if text_keys is None else (text_keys[:, None] == processes.gather(text_keys)).any(-1)  # (b, count*b)
+    own.diagonal(first).fill_(True)
+    equal = own
+    if text_keys is not None and other_keys is not None:
+        equal = (text_keys[:, None] == other_keys).any(-1)  # (b, texts)
     losses = -nn.functional.logsigmoid(torch.where(own, logits, -logits))
     losses = losses.masked_fill(equal & ~own, 0.0)
     loss = losses.sum(1).mean()
     with torch.no_grad():
-        matched = losses.diagonal(processes.rank * len(logits)).mean()
+        matched = losses.diagonal(first).mean()
         nearest = equal.gather(1, logits.argmax(1, keepdim=True)).float().mean()
     return loss, {
         "alignment": loss.detach(),
@@ -135,6 +148,29 @@ def prompt_loss(
     return losses.masked_fill(labels.isnan(), 0.0).sum(1).mean()
 
 
+class FrozenTexts:
+    """What a frozen text tower makes of each text, which it reads once: prompts and short excerpts come again and again, and a
+    CPU spends more time on them than on scans."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Tensor] = {}
+
+    @torch.no_grad()
+    def read(self, model: CTFMModel, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "texts w"]:
+        """The text tower's pooled states."""
+        if len(self.known) > MOST_TEXTS:
+            self.known.clear()
+        rows = zip(input_ids.cpu().numpy(), attention_mask.bool().cpu().numpy(), strict=True)
+        keys = [row[mask].tobytes() for row, mask in rows]
+        new = [row for row, key in enumerate(keys) if key not in self.known]
+        if new:
+            ids, mask = input_ids[new], attention_mask[new]
+            states = model.text_model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            pooled = pool_text(states, mask, model.config.text_pooling)
+            self.known |= {keys[row]: found for row, found in zip(new, pooled, strict=True)}
+        return torch.stack([self.known[key] for key in keys])
+
+
 class AlignmentObjective(nn.Module):
     """See the module. `model` is trained in place.
 
@@ -149,7 +185,7 @@ class AlignmentObjective(nn.Module):
         local = model.vision_model.local_model
         local.requires_grad_(not config.local_is_frozen)
         local.embeddings.mask_token.requires_grad_(False)
-        self.texts_read: dict[bytes, Tensor] = {}
+        self.texts = FrozenTexts()
         if config.text_is_frozen:
             model.text_model.requires_grad_(False)
 
@@ -191,27 +227,11 @@ class AlignmentObjective(nn.Module):
         assert attention_mask is not None
         model = self.model
         if self.config.text_is_frozen:
-            embeds = model.text_projection(self.read_texts(input_ids, attention_mask))
+            embeds = model.text_projection(self.texts.read(model, input_ids, attention_mask))
         else:
             embeds = model.get_text_features(input_ids, attention_mask).pooler_output
         assert embeds is not None
         return nn.functional.normalize(embeds, dim=-1)
-
-    @torch.no_grad()
-    def read_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "texts w"]:
-        """What the frozen text tower makes of each text, which it reads once: prompts and short excerpts come again and again,
-        and a CPU spends more time on them than on scans."""
-        if len(self.texts_read) > MOST_TEXTS:
-            self.texts_read.clear()
-        rows = zip(input_ids.cpu().numpy(), attention_mask.bool().cpu().numpy(), strict=True)
-        keys = [row[mask].tobytes() for row, mask in rows]
-        new = [row for row, key in enumerate(keys) if key not in self.texts_read]
-        if new:
-            ids, mask = input_ids[new], attention_mask[new]
-            states = self.model.text_model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
-            pooled = pool_text(states, mask, self.model.config.text_pooling)
-            self.texts_read |= {keys[row]: found for row, found in zip(new, pooled, strict=True)}
-        return torch.stack([self.texts_read[key] for key in keys])
 
     def encode_scans(self, batch: AlignmentBatch, kept: Int[Tensor, "b kept"] | None) -> Float[Tensor, "b e"]:
         """Embeddings of length 1, from the crops that are kept."""

@@ -31,19 +31,32 @@ from .data import (
     stay,
 )
 from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
+from .drawn import (
+    FINDING_STEP,
+    FINDINGS,
+    STRUCTURES,
+    DrawingConfig,
+    DrawingSchedule,
+    DrawnScan,
+    cut_drawn,
+    finding_codes,
+    load_drawn,
+)
+from .joint import JointBatch, JointObjective, count_codes
 from .labels import LabelObjective, draw_parts, name_findings, tabulate, tabulate_parts
 from .masking import draw_kept_crops, draw_token_mask
 from .objective import SelfSupervisionBatch, SelfSupervisionObjective
 from .processes import Processes
 from .prompts import draw_prompts, find_prompts
-from .recipes import AlignmentPhase, Phase, Recipe, SegmentationPhase, SelfSupervisionPhase
+from .recipes import AlignmentPhase, JointPhase, Phase, Recipe, SegmentationPhase, SelfSupervisionPhase
 from .reports import hash_words, vary_report
 from .segmentation import SegmentationBatch, SegmentationObjective
 from .shards import Manifest
-from .throughput import alignment_flops, num_tokens, segmentation_flops, self_supervision_flops, view_tokens
+from .throughput import alignment_flops, crop_flops, num_tokens, segmentation_flops, self_supervision_flops, view_tokens
 from .views import cut_scans, make_labelled_views, make_views
 
-Objective = SelfSupervisionObjective | SegmentationObjective | AlignmentObjective | LabelObjective
+Objective = SelfSupervisionObjective | SegmentationObjective | AlignmentObjective | JointObjective | LabelObjective
+OCCUPIED_CROPS = 48  # of a drawn scan, on average over 500 (measured): for the log's throughput
 SPECIAL_TOKENS = ["[PAD]", "[CLS]", "[SEP]"]
 
 
@@ -136,7 +149,7 @@ class Task:
     """
 
     objective: Objective
-    schedule: Schedule
+    schedule: Schedule | DrawingSchedule
     load: Callable[[StepBatches, int], Iterable[Any]]
     make_batch: Callable[[Any], Any]
     sample_flops: float
@@ -159,6 +172,8 @@ def build_task(
         return build_self_supervision(phase, recipe, data, model, device, processes)
     if isinstance(phase, SegmentationPhase):
         return build_segmentation(phase, recipe, data, model, device)
+    if isinstance(phase, JointPhase):
+        return build_joint(phase, recipe, model, processor, device, cache.with_name("drawn"))
     assert isinstance(phase, AlignmentPhase)
     return build_alignment(phase, recipe, data, model, processor, device, processes, cache)
 
@@ -299,23 +314,19 @@ def build_alignment(
             dataset, batch_sampler=batches, collate_fn=collate_descriptors, num_workers=num_workers, worker_init_fn=stay
         )
 
-    def read(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        words = processor.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=phase.reports.max_tokens, return_tensors="pt"
-        )
-        return words["input_ids"], words["attention_mask"].bool()
-
     def make_batch(loaded: Any) -> AlignmentBatch:
         samples, tensors = loaded if phase.descriptors_are_cached else (loaded, None)
         tensors = tensors or cut_scans(samples, processor.image_processor, device)
         texts = [vary_report(sample.report, phase.reports, sample.seed) for sample in samples]
-        input_ids, attention_mask = read(texts)
+        input_ids, attention_mask = read_texts(texts, processor, phase.reports.max_tokens)
         # Two scans may have the same report, or reports of which this step reads the same sentence.
         text_keys = torch.tensor([[hash_words(s.report), hash_words(t)] for s, t in zip(samples, texts, strict=True)])
         if prompts is not None:
             present, absent = draw_prompts(findings, prompts, hash_numbers(recipe.seed, samples[0].seed, 5))
             tensors["labels"] = tabulate(samples, findings)
-            tensors["prompt_ids"], tensors["prompt_mask"] = read([*present, *absent])
+            tensors["prompt_ids"], tensors["prompt_mask"] = read_texts(
+                [*present, *absent], processor, phase.reports.max_tokens
+            )
             if phase.part_crops:
                 seed = hash_numbers(recipe.seed, samples[0].seed, 6)
                 tensors["part_crops"] = draw_parts(samples, findings, structures, phase.part_crops, seed)
@@ -358,6 +369,70 @@ def choose_reported(data: Sequence[SourceConfig], processes: Processes) -> tuple
     if left_out and processes.rank == 0:
         print(f"No scan in {left_out} has a report; alignment goes without.")
     return tuple(chosen)
+
+
+def read_texts(texts: Sequence[str], processor: CTFMProcessor, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Tokens and their mask, `(texts, tokens)` both."""
+    words = processor.tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+    return words["input_ids"], words["attention_mask"].bool()
+
+
+def build_joint(
+    phase: JointPhase,
+    recipe: Recipe,
+    model: CTFMModel,
+    processor: CTFMProcessor,
+    device: torch.device,
+    cache: Path,
+) -> Task:
+    schedule = DrawingSchedule(
+        DrawingConfig(seed=recipe.seed, global_batch=phase.global_batch, repeats=phase.repeats, window=phase.window)
+    )
+    image_processor, prompts, vision = processor.image_processor, find_prompts(phase.prompts), model.vision_model.config
+    patch_size, num_structures = vision.patch_size, len(STRUCTURES)
+    codes = finding_codes()
+
+    def make_batch(scans: Sequence[DrawnScan]) -> JointBatch:
+        generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, scans[0].seed, 10))
+        cut = [cut_drawn(scan, image_processor, device) for scan in scans]
+        voxels = torch.cat([codes for _, codes in cut])
+        organs = torch.where(voxels < 0, -1, voxels % FINDING_STEP)
+        found = torch.where(voxels < 0, -1, voxels // FINDING_STEP)
+        counts = count_codes(found, patch_size, FINDING_STEP)
+        texts = [vary_report(scan.report, phase.reports, scan.seed) for scan in scans]
+        input_ids, attention_mask = read_texts(texts, processor, phase.reports.max_tokens)
+        present, absent = draw_prompts(FINDINGS, prompts, hash_numbers(recipe.seed, scans[0].seed, 5))
+        prompt_ids, prompt_mask = read_texts([*present, *absent], processor, phase.reports.max_tokens)
+        crops = [scan.occupied.nonzero()[:, 0] for scan in scans]
+        chosen = torch.randperm(len(voxels), generator=generator)[: phase.objective.segmented_crops]
+        keys = torch.tensor([[hash_words(s.report), hash_words(t)] for s, t in zip(scans, texts, strict=True)])
+        return JointBatch(
+            pixel_values=torch.cat([pixels for pixels, _ in cut]),
+            scan=torch.cat([torch.full_like(rows, number) for number, rows in enumerate(crops)]),
+            crop=torch.cat(crops),
+            crop_grid=torch.tensor([scan.geometry.crop_grid for scan in scans]),
+            structures=torch.where(organs < 0, -100, organs).long(),
+            token_structures=count_codes(organs, patch_size, num_structures) > 0,
+            token_findings=torch.stack([(counts[..., list(codes[name])] > 0).any(-1) for name in FINDINGS], -1),
+            labels=torch.tensor([[float(scan.labels[name]) for name in FINDINGS] for scan in scans]),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            text_keys=keys,
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            segmented=chosen,
+        ).to(device, non_blocking=True)
+
+    return Task(
+        objective=JointObjective(model, phase.objective).to(device),
+        schedule=schedule,
+        load=lambda batches, num_workers: load_drawn(
+            schedule, image_processor, cache, batches, num_workers=num_workers
+        ),
+        make_batch=make_batch,
+        sample_flops=OCCUPIED_CROPS * crop_flops(vision, image_processor.crop_size, backward=True),
+        sample_tokens=OCCUPIED_CROPS * num_tokens(vision, image_processor.crop_size),
+    )
 
 
 def mean_crops(schedule: Schedule, processor: CTFMImageProcessor, num_scans: int = 32) -> float:

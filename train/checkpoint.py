@@ -129,7 +129,20 @@ def load_weights(path: Path, model: CTFMModel) -> None:
     if local:
         model.vision_model.local_model.load_state_dict(local)
     else:
-        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+        model.load_state_dict(model_weights(state))
+
+
+def model_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+
+
+def head_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the classifier and the decoder that a joint phase trains beside the dual encoder, as their classes name them."""
+    return {
+        name.removeprefix("findings."): tensor
+        for name, tensor in state.items()
+        if name.startswith(("findings.", "decoder."))
+    }
 
 
 def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -177,7 +190,7 @@ def load_exported(path: Path) -> tuple[CTFMVisionModel | CTFMModel, CTFMImagePro
     model = CTFMModel(config)
     rank = json.loads((out / "recipe.json").read_text())["text_adapter_rank"]
     add_adapters(model, rank)
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+    model.load_state_dict(model_weights(state))
     if rank:
         model.text_model = model.text_model.merge_and_unload()  # type: ignore[operator]
     return model.eval(), processor
@@ -187,7 +200,9 @@ def export(path: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Checkpoint -> a folder that `from_pretrained` loads, code files included."""
     model, processor = load_exported(path)
     nn.Module.to(model, dtype)
-    model.save_pretrained(out)
+    heads = head_weights(load_file(path / "objective.safetensors"))
+    weights = model.state_dict() | {name: tensor.to(dtype) for name, tensor in heads.items()}
+    model.save_pretrained(out, state_dict=weights)
     processor.save_pretrained(out)
 
 

@@ -7,7 +7,6 @@ times, from a window of the latest ones, which a folder keeps. Emptying that fol
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,9 @@ class DrawingSchedule:
             ValueError: other scans would come than those left out.
         """
         if state["data"] != asdict(self.config):
-            raise ValueError(f"The scans are not those of the checkpoint: {state['data']} then, {asdict(self.config)} now.")
+            raise ValueError(
+                f"The scans are not those of the checkpoint: {state['data']} then, {asdict(self.config)} now."
+            )
         return int(state["step"])
 
 
@@ -163,7 +164,7 @@ def load_drawn(
 
 
 def draw_phantom(seed: int) -> Phantom:
-    """A patient of `RANDOMISED_RANGES` as any scanner may show him: whole at 2 to 6 mm, or whole or in part at 1.2 to 2.5 mm."""
+    """A patient of `RANDOMISED_RANGES` on any scanner: whole at 2 to 6 mm, or whole or in part at 1.2 to 2.5 mm."""
     rng = named_rng(seed, "drawn scan")
     kind = rng.random()
     if kind < 0.4:
@@ -204,8 +205,7 @@ def finding_codes() -> dict[str, tuple[int, ...]]:
 
 def encode_voxels(phantom: Phantom) -> Tensor:
     """Organ and finding of every voxel, `(D, H, W)` int16; the side of a paired finding is that of the patient."""
-    depth, height, width = phantom.hu.shape
-    place_d, place_h, place_w = (torch.arange(size, dtype=torch.float32) for size in (depth, height, width))
+    place_h, place_w = (torch.arange(size, dtype=torch.float32) for size in phantom.hu.shape[1:])
     start = (-phantom.affine[1, 3], -phantom.affine[0, 3])  # scanner y to the back, x to the left
     y = place_h * phantom.spacing[1] + float(start[0]) - phantom.patient.position_mm[1]
     x = place_w * phantom.spacing[2] + float(start[1]) - phantom.patient.position_mm[2]
@@ -234,9 +234,7 @@ def find_occupied(hu: Tensor, geometry: CropGeometry, air_hu: float) -> Tensor:
 # ---- cut, on the training device ----
 
 
-def cut_drawn(
-    scan: DrawnScan, processor: CTFMImageProcessor, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def cut_drawn(scan: DrawnScan, processor: CTFMImageProcessor, device: torch.device) -> tuple[Tensor, Tensor]:
     """The occupied crops `(m, 1, D, H, W)`, equal to the image processor's, and their codes `(m, D, H, W)`, -1 outside.
 
     The scan is resampled whole, in three products: on an accelerator many small ones cost more than the air between."""

@@ -47,7 +47,7 @@ from .monitor import Monitor
 from .objective import along_cosine
 from .probe import probe
 from .processes import Processes, all_processes
-from .recipes import RECIPES, FineTuning, OptimizerConfig, Phase, Recipe
+from .recipes import RECIPES, FineTuning, JointPhase, OptimizerConfig, Phase, Recipe
 from .shards import Manifest
 
 SIGNALS: list[int] = []  # received
@@ -59,7 +59,7 @@ class Run:
 
     Args:
         recipe: what is learnt; of finetune.py, which shares this loop, a `FineTuning`.
-        data: prepared folders, each FOLDER or FOLDER@WEIGHT.
+        data: prepared folders, each FOLDER or FOLDER@WEIGHT; none for a recipe that draws its scans.
         out: where everything goes.
         save_every, keep_last: steps between checkpoints, and how many stay beside the last of each phase.
         log_every: steps between rows of the log; only then does the device wait for the host.
@@ -106,12 +106,17 @@ def read_run(arguments: Sequence[str] | None = None) -> Run:
     """The command line; `sys.argv` without arguments."""
     return tyro.extras.overridable_config_cli(
         {
-            name: (str(make.__doc__), Run(recipe=make(), out=tyro.MISSING, data=tyro.MISSING))
+            name: (str(make.__doc__), Run(recipe=make(), out=tyro.MISSING, data=needed_data(make())))
             for name, make in RECIPES.items()
         },
         description=__doc__,
         args=arguments,
     )
+
+
+def needed_data(recipe: Recipe) -> tuple[str, ...]:
+    """A recipe that draws all its scans needs no prepared folders; of any other the command line asks for them."""
+    return () if all(isinstance(phase, JointPhase) for phase in recipe.phases.values()) else tyro.MISSING
 
 
 def pretrain(run: Run, accelerator: Accelerator) -> bool:
@@ -143,7 +148,8 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
             model = build_model(recipe, config)  # anew: FSDP takes the last phase's apart
             if before is not None:
                 load_weights(before, model)
-            sources = tuple(replace(source, split=phase.split) for source in data)
+            split = "" if isinstance(phase, JointPhase) else phase.split
+            sources = tuple(replace(source, split=split) for source in data)
             parts = {"device": accelerator.device, "processes": processes, "cache": run.out / "descriptors"}
             task = build_task(phase, recipe, sources, model, processor, **parts)
             path, is_over = train_phase(name, task, run, accelerator, bar, path, leave_at, ask)
