@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from .configuration_ctfm import CTFMConfig, CTFMGlobalConfig, CTFMVisionConfig
-from .image_processing_ctfm import CTFMImageProcessor
+from .image_processing_ctfm import CTFMImageProcessor, collate_scans
 from .modeling_ctfm import (
     CTFMBackbone,
     CTFMForImageClassification,
@@ -21,7 +21,7 @@ from .modeling_ctfm import (
     CTFMVisionModel,
 )
 from .processing_ctfm import CTFMProcessor
-from .volume_ctfm import Volume, VolumeError, read_volume
+from .volume_ctfm import Volume, VolumeError, read_segmentation, read_volume
 
 AutoConfig.register("ctfm", CTFMConfig)
 AutoConfig.register("ctfm_vision", CTFMVisionConfig)
@@ -62,5 +62,7 @@ __all__ = [
     "CTFMVisionModel",
     "Volume",
     "VolumeError",
+    "collate_scans",
+    "read_segmentation",
     "read_volume",
 ]

@@ -5,8 +5,9 @@ freedom the grid is laid so that the body falls into as few crops as possible, s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import TensorType
 
-from .volume_ctfm import Source, Volume, read_volume
+from .volume_ctfm import Source, Volume, read_segmentation, read_volume
+
+Segmentation = str | Path | tuple[np.ndarray, np.ndarray]  # as `read_segmentation` takes it
 
 SPACING_PRESETS: dict[str, tuple[float, float, float] | None] = {
     "scan": (1.5, 0.75, 0.75),  # SPECTRE's report alignment; whole-scan features
@@ -111,7 +114,7 @@ class CTFMImageProcessor(BaseImageProcessor):
         images: Source | list[Source],
         spacing: Sequence[float] | str | None = None,
         series_uid: str | None = None,
-        segmentations: Sequence[np.ndarray] | None = None,
+        segmentations: Segmentation | list[Segmentation] | None = None,
         return_tensors: str | TensorType | None = "pt",
     ) -> CTFMBatchFeature:
         """Reads, resamples, windows and cuts scans.
@@ -121,16 +124,21 @@ class CTFMImageProcessor(BaseImageProcessor):
                 `(array, affine)` as `read_volume` takes it.
             spacing: instead of the processor's own.
             series_uid: which series to read where the source holds several.
-            segmentations: a label map for every scan, shaped like its `hu`; gives `labels` `(b, g, D, H, W)`, nearest
-                neighbour, -100 outside the scan.
+            segmentations: a label map for every scan, as `read_segmentation` takes it: a path, or `(array, affine)`. Gives
+                `labels` `(b, g, D, H, W)`, nearest neighbour, -100 outside the scan.
             return_tensors: `"pt"` or `"np"`.
 
         Raises:
-            VolumeError: a scan that cannot be read safely.
+            VolumeError: a scan or a label map that cannot be read safely.
         """
         scans = list(images) if isinstance(images, list) else [images]
         if not scans:
             raise ValueError("No scan was given.")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f'return_tensors {return_tensors!r} must be "pt" or "np".')
+        maps = segmentations if isinstance(segmentations, list) or segmentations is None else [segmentations]
+        if maps is not None and len(maps) != len(scans):
+            raise ValueError(f"{len(maps)} segmentations do not belong to {len(scans)} scans; give one for each scan.")
         volumes = tuple(scan if isinstance(scan, Volume) else read_volume(scan, series_uid) for scan in scans)
         chosen = resolve_spacing(self.spacing if spacing is None else spacing)
         geometry = tuple(self.lay_grid(volume, chosen) for volume in volumes)
@@ -143,10 +151,10 @@ class CTFMImageProcessor(BaseImageProcessor):
         for index, (volume, placed) in enumerate(zip(volumes, geometry, strict=True)):
             self.cut(torch.from_numpy(volume.hu), placed, data["pixel_values"][index, :, 0])
             data["crop_mask"][index, : math.prod(placed.crop_grid)] = True
-        if segmentations is not None:
+        if maps is not None:
             data["labels"] = torch.full((len(scans), longest, *self.crop_size), -100)
-            for index, (segmentation, placed) in enumerate(zip(segmentations, geometry, strict=True)):
-                cut_labels(segmentation, placed, data["labels"][index])
+            for index, (one, volume, placed) in enumerate(zip(maps, volumes, geometry, strict=True)):
+                cut_labels(read_segmentation(one, volume), placed, data["labels"][index])
         batch = CTFMBatchFeature(data={k: v.numpy() if return_tensors == "np" else v for k, v in data.items()})
         batch.geometry, batch.volumes = geometry, volumes
         return batch
@@ -226,6 +234,60 @@ class CTFMImageProcessor(BaseImageProcessor):
         return self.to_patient_space(outputs.logits.argmax(2), inputs)
 
 
+def collate_scans(scans: Sequence[Mapping[str, Any]]) -> CTFMBatchFeature:
+    """Scans of different crop counts -> one batch: the `collate_fn` of a `DataLoader`, the `data_collator` of a `Trainer`.
+
+    Args:
+        scans: what `CTFMImageProcessor` or `CTFMProcessor` makes of one scan, or a row of it without the leading axis, as
+            `datasets` with `with_transform` gives it. `labels` beside it are one value a finding, or one a voxel. Texts
+            must be of one length, which the processor's `padding="max_length"` makes.
+
+    Returns:
+        Every entry with a leading axis of all scans; `pixel_values` are filled up with air, labels of voxels with -100,
+        `crop_mask` with False.
+
+    Raises:
+        ValueError: a scan lacks an entry that another has, or entries differ in a size that nothing fills up.
+
+    Example:
+        >>> processor = CTFMImageProcessor(crop_size=(8, 8, 8), spacing="native")
+        >>> noise = np.random.default_rng(0).normal(0, 300, (2, 8, 8, 16))
+        >>> batch = collate_scans([processor((noise[0], np.eye(4))), processor((noise[1, :, :, :8], np.eye(4)))])
+        >>> batch.crop_mask.tolist()
+        [[True, True], [True, False]]
+    """
+    names = set().union(*scans)
+    for scan in scans:
+        if missing := sorted((names | {"pixel_values", "crop_grid", "crop_mask"}) - set(scan)):
+            raise ValueError(f"A scan has no {', '.join(missing)}; it has {', '.join(sorted(scan))}.")
+    parts: dict[str, list[Tensor]] = {name: [] for name in scans[0]}
+    geometry: tuple[CropGeometry, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    for scan in scans:
+        is_batch = torch.as_tensor(scan["crop_grid"]).ndim == 2
+        for name, entry in scan.items():
+            tensor = torch.as_tensor(entry)
+            has_lead = tensor.ndim in (2, 5) if name == "labels" else is_batch
+            parts[name].append(tensor if has_lead else tensor[None])
+        if isinstance(scan, CTFMBatchFeature):
+            geometry, volumes = geometry + scan.geometry, volumes + scan.volumes
+    longest = max(pixels.shape[1] for pixels in parts["pixel_values"])
+    batch = CTFMBatchFeature()
+    for name, tensors in parts.items():
+        if name in ("pixel_values", "crop_mask") or (name == "labels" and tensors[0].ndim == 5):
+            fill = -100 if name == "labels" else 0
+            tensors = [
+                torch.cat((t, t.new_full((len(t), longest - t.shape[1], *t.shape[2:]), fill)), 1) for t in tensors
+            ]
+        if len({tensor.shape[1:] for tensor in tensors}) > 1:
+            shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors)
+            cure = ' Tokenize texts with padding="max_length".' if name in ("input_ids", "attention_mask") else ""
+            raise ValueError(f"{name} of the scans have different shapes: {shapes}.{cure}")
+        batch[name] = torch.cat(tensors)
+    batch.geometry, batch.volumes = geometry, volumes
+    return batch
+
+
 def resolve_spacing(spacing: Sequence[float] | str | None) -> list[float] | None:
     if isinstance(spacing, str):
         if spacing not in SPACING_PRESETS:
@@ -233,8 +295,15 @@ def resolve_spacing(spacing: Sequence[float] | str | None) -> list[float] | None
         spacing = SPACING_PRESETS[spacing]
     if spacing is None:
         return None
-    if len(spacing) != 3 or not all(0 < size < math.inf for size in spacing):
-        raise ValueError(f"spacing {spacing} must be three positive numbers in mm (depth, height, width).")
+    if (
+        isinstance(spacing, int | float)
+        or len(spacing) != 3
+        or not all(isinstance(size, int | float) and 0 < size < math.inf for size in spacing)
+    ):
+        raise ValueError(
+            f"spacing {spacing} must be three positive numbers in mm (depth, height, width), such as (1.5, 0.75, 0.75), "
+            f"or the name of a preset: {', '.join(SPACING_PRESETS)}."
+        )
     return [float(size) for size in spacing]
 
 
@@ -364,4 +433,4 @@ def lay_on_scan(cells: Tensor, geometry: CropGeometry) -> np.ndarray:
     return cells.numpy()
 
 
-__all__ = ["RESAMPLING", "SPACING_PRESETS", "CTFMBatchFeature", "CTFMImageProcessor", "CropGeometry"]
+__all__ = ["RESAMPLING", "SPACING_PRESETS", "CTFMBatchFeature", "CTFMImageProcessor", "CropGeometry", "collate_scans"]

@@ -6,7 +6,7 @@ from typing import Any
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType
 
-from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
+from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor, Segmentation
 from .volume_ctfm import Source
 
 
@@ -23,14 +23,22 @@ class CTFMProcessor(ProcessorMixin):
         images: Source | list[Source] | None = None,
         text: str | Sequence[str] | None = None,
         return_tensors: str | TensorType | None = "pt",
+        *,
+        padding: bool | str = True,
+        truncation: bool | str = True,
         max_length: int | None = None,
-        **image_kwargs: Any,
+        spacing: Sequence[float] | str | None = None,
+        series_uid: str | None = None,
+        segmentations: Segmentation | list[Segmentation] | None = None,
     ) -> CTFMBatchFeature:
         """Prepares scans, texts or both.
 
         Args:
-            images: see `CTFMImageProcessor.preprocess`, which also takes the remaining keywords.
-            text: one text or a list. Longer ones are cut to `max_length` tokens, the tokenizer's own limit by default.
+            images, spacing, series_uid, segmentations: see `CTFMImageProcessor.preprocess`.
+            text: one text or a list.
+            return_tensors: `"pt"` or `"np"`.
+            padding, truncation, max_length: of the tokenizer. Without them, texts are as long as the longest, and cut to the
+                tokenizer's own limit.
 
         Returns:
             `pixel_values`, `crop_grid`, `crop_mask`, `input_ids`, `attention_mask`, as far as they were asked for.
@@ -39,11 +47,23 @@ class CTFMProcessor(ProcessorMixin):
             raise ValueError("Neither images nor text was given.")
         batch = CTFMBatchFeature()
         if images is not None:
-            batch = self.image_processor(images, return_tensors=return_tensors, **image_kwargs)
+            batch = self.image_processor(
+                images,
+                return_tensors=return_tensors,
+                spacing=spacing,
+                series_uid=series_uid,
+                segmentations=segmentations,
+            )
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
+            texts = [text] if isinstance(text, str) else text
+            if not isinstance(texts, Sequence) or not texts or not all(isinstance(one, str) for one in texts):
+                raise ValueError(f'text {text!r} must be a text or a list of texts, such as ["Pleural effusion."].')
             encoded = self.tokenizer(
-                texts, padding=True, truncation=True, max_length=max_length, return_tensors=return_tensors
+                list(texts),
+                padding=padding,
+                truncation=truncation,
+                max_length=max_length,
+                return_tensors=return_tensors,
             )
             batch.update({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]})
         return batch

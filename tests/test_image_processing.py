@@ -5,9 +5,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from ctfm import CTFMForSemanticSegmentation
+from ctfm import (
+    CTFMForImageClassification,
+    CTFMForSemanticSegmentation,
+    VolumeError,
+    collate_scans,
+    read_segmentation,
+    read_volume,
+)
 from ctfm.image_processing_ctfm import CTFMImageProcessor, area_width, lay_axis
-from transformers import AutoImageProcessor
+from ctfm.volume_ctfm import GeometryError
+from torch.utils.data import DataLoader
+from transformers import AutoImageProcessor, Trainer, TrainingArguments
 
 from tests.tiny import tiny_config
 
@@ -248,12 +257,48 @@ def test_segmentation_goes_there_and_back_unchanged_at_native_spacing() -> None:
     hu, matrix = scan()
     segmentation = (hu > 0).astype(np.uint8) + 2 * (hu > 200)
     worker = processor()
-    inputs = worker((hu, matrix), segmentations=[segmentation])
+    inputs = worker((hu, matrix), segmentations=(segmentation, matrix))
     assert (inputs.labels == -100).sum() == inputs.labels.numel() - hu.size
     (back,) = worker.to_patient_space(inputs.labels, inputs)
     np.testing.assert_array_equal(back, segmentation)
-    coarse = worker((hu, matrix), segmentations=[segmentation], spacing=(2.0, 2.0, 2.0))
+    coarse = worker((hu, matrix), segmentations=[(segmentation, matrix)], spacing=(2.0, 2.0, 2.0))
     assert set(coarse.labels.unique().tolist()) == {-100, 0, 1, 3}
+
+
+def test_a_label_map_lies_where_its_affine_says_whatever_its_axis_order(tmp_path) -> None:
+    hu, matrix = scan()
+    segmentation = (hu > 0).astype(np.uint8) + 2 * (hu > 200)
+    turned = matrix[:, [2, 0, 1, 3]]
+    expected = processor()((hu, matrix), segmentations=(segmentation, matrix)).labels
+    volume = read_volume((hu, matrix))
+    volume.to_nifti(tmp_path / "labels.nii.gz", segmentation)
+    for source in ((segmentation.transpose(2, 0, 1), turned), tmp_path / "labels.nii.gz"):
+        assert torch.equal(processor()(volume, segmentations=[source]).labels, expected)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.ones((12, 20, 24), bool), np.full((12, 20, 24), 3.0), np.zeros((12, 20, 24), int)]
+)
+def test_a_label_map_is_not_checked_as_hounsfield_units(labels: np.ndarray) -> None:
+    hu, matrix = scan()
+    found = read_segmentation((labels, matrix), read_volume((hu, matrix)))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, labels)
+
+
+def test_label_maps_that_may_lie_elsewhere_are_refused_with_the_cure() -> None:
+    hu, matrix = scan()
+    labels = np.zeros(hu.shape, np.uint8)
+    with pytest.raises(GeometryError, match=r"an array with its affine.*ndarray.*\(array, volume\.affine\)"):
+        processor()((hu, matrix), segmentations=[labels])
+    with pytest.raises(GeometryError, match="other voxels than the scan"):
+        processor()((hu, matrix), segmentations=[(labels, affine((2.0, 1.0, 1.0), origin=(5.0, 0.0, 0.0)))])
+    with pytest.raises(GeometryError, match=r"other voxels.*\(3, 3, 3\)"):
+        processor()((hu, matrix), segmentations=[(np.zeros((3, 3, 3), np.uint8), matrix)])
+    with pytest.raises(VolumeError, match=r"0 to 255.*0\.5 to 0\.5"):
+        processor()((hu, matrix), segmentations=[(labels + 0.5, matrix)])
+    with pytest.raises(ValueError, match="2 segmentations do not belong to 1 scans"):
+        processor()((hu, matrix), segmentations=[(labels, matrix)] * 2)
 
 
 def test_segmentation_logits_become_label_maps_on_each_scan() -> None:
@@ -312,6 +357,8 @@ def test_numpy_is_given_where_it_is_asked_for() -> None:
         ({"crop_size": (8, 16)}, r"crop_size \[8, 16\]"),
         ({"spacing": (1.0, 0.0, 1.0)}, "three positive numbers in mm"),
         ({"spacing": (1.0, math.nan, 1.0)}, "three positive numbers in mm"),
+        ({"spacing": 1.5}, r"spacing 1\.5 must be three positive numbers in mm .* such as"),
+        ({"spacing": (1.0, "a", 1.0)}, "three positive numbers in mm"),
         ({"spacing": "finest"}, "scan, fine, coarse, native"),
         ({"intensity_window": (100, -100)}, r"\[100, -100\]"),
         ({"resampling": "cubic"}, '"cubic" is not known; choose one of area, linear'),
@@ -322,6 +369,13 @@ def test_impossible_settings_are_refused_with_the_value(change: dict, message: s
         processor(**change)
 
 
+def test_unknown_keywords_and_tensor_types_are_refused() -> None:
+    with pytest.raises(TypeError, match="spacings"):
+        processor()(scan(), spacings="native")
+    with pytest.raises(ValueError, match=r"return_tensors 'tf' must be"):
+        processor()(scan(), return_tensors="tf")
+
+
 def test_maps_that_do_not_belong_to_the_inputs_are_refused() -> None:
     inputs = processor()(scan())
     with pytest.raises(ValueError, match="maps of 2 scans"):
@@ -330,7 +384,98 @@ def test_maps_that_do_not_belong_to_the_inputs_are_refused() -> None:
         processor().to_patient_space(torch.zeros(1, 8, 2), inputs)
     with pytest.raises(ValueError, match="g = 8"):
         processor().to_patient_space(torch.zeros(1, 7), inputs)
-    with pytest.raises(ValueError, match="does not lie on"):
-        processor()(scan(), segmentations=[np.zeros((3, 3, 3), np.uint8)])
     with pytest.raises(ValueError, match="No scan"):
         processor()([])
+
+
+# ---- batches ----
+
+
+class Scans(torch.utils.data.Dataset):
+    """Scans of 8 and 32 crops with two findings each, as a training set gives them."""
+
+    def __init__(self, with_segmentation: bool = False) -> None:
+        self.with_segmentation = with_segmentation
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict:
+        hu, matrix = scan((30, 20, 50) if index % 2 else (12, 20, 24), seed=index)
+        segmentation = ((hu > 0).astype(np.uint8), matrix) if self.with_segmentation else None
+        inputs = processor()((hu, matrix), segmentations=segmentation)
+        return dict(inputs) | ({} if self.with_segmentation else {"labels": torch.tensor([index % 2, math.nan, 1.0])})
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_data_loader_collates_scans_as_the_processor_batches_them(num_workers: int) -> None:
+    scans = [scan((30, 20, 50) if index % 2 else (12, 20, 24), seed=index) for index in range(4)]
+    loader = DataLoader(Scans(), batch_size=4, collate_fn=collate_scans, num_workers=num_workers)
+    (batch,) = loader
+    expected = processor()(scans)
+    for name in expected:
+        assert torch.equal(batch[name], expected[name]), name
+    assert batch["labels"].shape == (4, 3)
+
+
+def test_collated_label_maps_are_the_processors_and_do_not_count_where_crops_were_added() -> None:
+    dataset = Scans(with_segmentation=True)
+    batch = collate_scans([dataset[0], dataset[1]])
+    scans = [scan(), scan((30, 20, 50), seed=1)]
+    expected = processor()(scans, segmentations=[((hu > 0).astype(np.uint8), matrix) for hu, matrix in scans])
+    assert torch.equal(batch["labels"], expected["labels"])
+    assert (batch["labels"][0, 8:] == -100).all()
+
+
+def test_maps_of_a_collated_batch_come_back_to_each_scan() -> None:
+    batch = collate_scans([processor()(scan()), processor()(scan((30, 20, 50), seed=1))])
+    maps = processor().to_patient_space(batch.crop_mask.float(), batch)
+    assert [m.shape for m in maps] == [(12, 20, 24), (30, 20, 50)]
+    assert all((m == 1).all() for m in maps)
+
+
+def test_rows_of_a_dataset_with_a_transform_are_collated() -> None:
+    datasets = pytest.importorskip("datasets")
+    scans = [scan(), scan((30, 20, 50), seed=1)]
+
+    def transform(rows: dict) -> dict:
+        inputs = processor()([scans[number] for number in rows["number"]])
+        return dict(inputs) | {"labels": [[float(number), 0.0, 1.0] for number in rows["number"]]}
+
+    rows = datasets.Dataset.from_dict({"number": [0, 1]}).with_transform(transform)
+    expected = processor()(scans)
+    for batch in (
+        next(iter(DataLoader(rows, batch_size=2, collate_fn=collate_scans))),
+        collate_scans([rows[0], rows[1]]),
+    ):
+        for name in expected:
+            assert torch.equal(batch[name], expected[name]), name
+        assert batch["labels"].tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 1.0]]
+
+
+def test_a_trainer_fine_tunes_on_scans_of_different_crop_counts(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = CTFMForImageClassification(tiny_config())
+    before = model.classifier.weight.detach().clone()
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+    )
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=Scans(), eval_dataset=Scans(), data_collator=collate_scans
+    )
+    assert math.isfinite(trainer.train().training_loss)
+    assert not torch.equal(model.classifier.weight, before)
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_scans_that_cannot_be_one_batch_are_refused() -> None:
+    first, second = Scans()[0], Scans()[1]
+    with pytest.raises(ValueError, match="A scan has no labels; it has crop_grid"):
+        collate_scans([first, {name: entry for name, entry in second.items() if name != "labels"}])
+    with pytest.raises(ValueError, match=r"input_ids .* \(3,\), \(4,\)\. Tokenize texts with padding"):
+        collate_scans([first | {"input_ids": torch.ones(1, 3)}, second | {"input_ids": torch.ones(1, 4)}])

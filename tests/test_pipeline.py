@@ -92,6 +92,27 @@ def test_processor_gives_scans_texts_or_both_and_the_same_from_file_array_and_ba
         processor()
 
 
+def test_standard_keywords_reach_the_tokenizer_and_unknown_ones_are_refused(checkpoint: Path) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    texts = ["No pleural effusion.", "no"]
+    padded = processor(text=texts, padding="max_length", max_length=12, truncation=True, return_tensors="np")
+    assert padded["input_ids"].shape == (2, 12)
+    assert padded["attention_mask"].sum(1).tolist() == processor(text=texts).attention_mask.sum(1).tolist()
+    assert processor(text=texts, max_length=3).input_ids.shape == (2, 3)
+    assert processor(text=["no"] * 2, padding=False, truncation=False).input_ids.shape[0] == 2
+    with pytest.raises(TypeError, match="max_lenght"):
+        processor(text=texts, max_lenght=12)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [([], r"\[\]"), (5, "5"), (["a", 5], r"\['a', 5\]"), ({"a": 1}, "{'a': 1}")]
+)
+def test_what_is_no_text_is_refused_with_the_value(checkpoint: Path, text: object, value: str) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=rf"text {value} must be a text or a list of texts"):
+        processor(text=text)
+
+
 CALIBRATION = {
     "slope": 2.0,
     "intercept": -1.0,

@@ -57,6 +57,7 @@ __all__ = [
     "VolumeError",
     "VolumeSource",
     "list_series",
+    "read_segmentation",
     "read_volume",
 ]
 
@@ -180,33 +181,61 @@ def read_volume(source: Source, series_uid: str | None = None) -> Volume:
         return _to_volume(_read_files(path, files, series_uid or None))
 
 
-def read_segmentation(path: str | Path, volume: Volume) -> np.ndarray:
-    """Reads a label map (.nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr) drawn on the voxels of a scan, whatever its axis order.
+def read_segmentation(source: str | Path | tuple[np.ndarray, np.ndarray], volume: Volume) -> np.ndarray:
+    """Reads a label map drawn on the voxels of a scan, whatever its axis order.
+
+    Args:
+        source: a .nii, .nii.gz, .mha, .mhd, .nrrd or .nhdr file, or `(array, affine)` as `read_volume` takes it.
+        volume: the scan.
 
     Returns:
         `(depth, height, width)` uint8 on the grid of `volume.hu`; 0 where nothing is drawn.
 
     Raises:
-        GeometryError: it lies on other voxels; nothing is resampled.
+        GeometryError: it lies on other voxels, or has no affine that says where it lies; nothing is resampled.
         VolumeError: values are no whole numbers of 0 to 255.
     """
-    path = Path(path)
+    if isinstance(source, tuple) and len(source) == 2:
+        name, labels, affine = "", np.asarray(source[0]), np.array(source[1], np.float64)
+        labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+        check_shape(labels.shape, name)
+        check_affine(affine, name)
+    elif isinstance(source, str | Path):
+        name, (labels, affine) = Path(source).name, _read_label_file(Path(source))
+    else:
+        raise GeometryError(
+            "a label map needs a path, or an array with its affine",
+            value=type(source).__name__,
+            cure="Pass (array, affine), e.g. (array, volume.affine) for an array on the axes of volume.hu.",
+        )
+    axes, flips = _nearest_axes(affine)
+    affine = affine @ _reorder_matrix(axes, flips, labels.shape)
+    labels = labels.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    if labels.shape != volume.hu.shape or not np.allclose(affine, volume.affine, atol=0.01):
+        raise GeometryError(
+            "the label map lies on other voxels than the scan",
+            file=name,
+            value=labels.shape,
+            cure="Resample it to the scan's voxels, nearest neighbour.",
+        )
+    if labels.dtype.kind not in "iuf" or labels.min() < 0 or labels.max() > 255 or not _is_whole(labels):
+        found = f"{labels.min()} to {labels.max()}" if labels.dtype.kind in "iuf" else labels.dtype
+        raise VolumeError("labels must be whole numbers of 0 to 255", file=name, value=found)
+    return np.ascontiguousarray(labels.astype(np.uint8))
+
+
+def _read_label_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     kind = tell_kind(path) if path.is_file() else "missing"
     if kind not in RASTERS:
         raise UnsupportedFormatError(
             "no label map", file=path.name, value=kind, cure="Pass a NIfTI, MetaImage or NRRD file."
         )
     scan = read_raster(path, kind, path.parent)
-    axes, flips = _nearest_axes(scan.affine)
-    affine = scan.affine @ _reorder_matrix(axes, flips, scan.hu.shape)
-    labels = scan.hu.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
-    if labels.shape != volume.hu.shape or not np.allclose(affine, volume.affine, atol=0.01):
-        raise GeometryError("the label map lies on other voxels than the scan", file=path.name, value=labels.shape)
-    if labels.min() < 0 or labels.max() > 255 or not np.array_equal(np.rint(labels), labels):
-        raise VolumeError(
-            "labels must be whole numbers of 0 to 255", file=path.name, value=f"{labels.min()} to {labels.max()}"
-        )
-    return np.ascontiguousarray(labels.astype(np.uint8))
+    return scan.hu, scan.affine
+
+
+def _is_whole(labels: np.ndarray) -> bool:
+    return bool(np.array_equal(np.rint(labels), labels))
 
 
 def list_series(source: Source) -> list[SeriesInfo]:
