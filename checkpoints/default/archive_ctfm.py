@@ -6,6 +6,7 @@ size (above `RATIO_FREE_BYTES`). A zip inside a zip stays closed and is counted 
 """
 
 import bz2
+import hashlib
 import os
 import re
 import stat
@@ -25,8 +26,12 @@ MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
 
+DRIVE = re.compile(r"[A-Za-z]:")  # "C:..." leaves the folder on Windows; any other colon is part of a name
+MAX_NAME_BYTES, MAX_PATH_BYTES = 200, 2000  # file systems take 255 and 4096
+
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/spec/")
 NOT_FETCHED = "pointer to a file"
+ANALYZE = "Analyze file"
 
 SYSTEM_NAMES = {"dicomdir", "thumbs.db", "desktop.ini", ".ds_store"}
 META_FIRST_LINE = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType)\s*=")
@@ -125,6 +130,8 @@ def tell_kind(path: Path) -> str:
         return "nifti"
     if META_FIRST_LINE.match(head) or name.lower().endswith((".mha", ".mhd")):
         return "metaimage"
+    if name.lower().endswith(".hdr") and head[:4] in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")):
+        return ANALYZE
     return "other file"
 
 
@@ -273,11 +280,29 @@ def _safe_members(archive: Path, members: list[zipfile.ZipInfo]) -> Iterator[tup
             raise UnsafeFileError("the zip holds a symbolic link", file=archive.name)
         name = member.orig_filename.replace("\\", "/")
         parts = PurePosixPath(name).parts
-        if name.startswith("/") or ":" in name.split("/")[0] or ".." in parts or "\0" in name:
+        if name.startswith("/") or DRIVE.match(name) or ".." in parts or "\0" in name:
             raise UnsafeFileError("a member of the zip climbs out of its folder", file=archive.name)
         if parts and not member.is_dir() and not name.endswith("/"):
-            checked.append((member, parts))
+            checked.append((member, _short_names(parts)))
     yield from checked
+
+
+def _short_names(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """A member's folders and name, as short as a file system needs; names that were cut stay different."""
+    short = tuple(part if len(os.fsencode(part)) <= MAX_NAME_BYTES else _cut(part) for part in parts)
+    if sum(len(os.fsencode(part)) + 1 for part in short) > MAX_PATH_BYTES:
+        short = (_digest("/".join(parts[:-1])), short[-1])
+    if os.name == "nt":
+        short = tuple(part.replace(":", "_") for part in short)
+    return short
+
+
+def _cut(name: str) -> str:
+    return f"{name[:20]}~{_digest(name)}{Path(name).suffix[:20]}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 
 def _unpack_member(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

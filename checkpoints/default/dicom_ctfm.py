@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .dicom_header_ctfm import HAS_PYDICOM, NO_PLACE, Slice, quiet_pydicom, read_header
-from .dicom_pixels_ctfm import LOSSY, SYNTAX_NAMES, read_stored, to_hounsfield
+from .dicom_pixels_ctfm import DEFLATED, LOSSY, SYNTAX_NAMES, read_stored, to_hounsfield
 from .dicom_stack_ctfm import SAME_POSITION_MM, Stack, choose_stack, group_slices, names_contrast, places_along_normal
 from .scan_ctfm import (
     MAX_SPACING_MM,
@@ -25,6 +25,7 @@ from .scan_ctfm import (
     NotCTError,
     Scan,
     UnsupportedFormatError,
+    VolumeError,
     VolumeSource,
     check_shape,
 )
@@ -34,12 +35,15 @@ MAX_GAP_MM = 15.0
 MIN_ALTERNATION = 0.8  # how much less every other slice differs than the next: 1.35 to 1.85 in real scans, 1 in noise
 REGULAR_TOLERANCE = 0.1  # of the slice distance: positions are often rounded to a tenth of a millimetre
 MIN_TILT_DEGREES = 0.5
+MAX_HEADER_BYTES = 2**18  # in which a damaged file is searched for the series that it names
 
 
 def list_dicom_stacks(source: str, kinds: dict[Path, str]) -> list[Stack]:
     """Every stack of slices in these files, the unusable ones with their reason."""
     with quiet_pydicom:
-        stacks, _, _ = _find_stacks(source, kinds)
+        stacks, _, _, unreadable = _find_stacks(source, kinds)
+        usable = [stack for stack in stacks if not stack.info.left_out_because]
+        _check_unreadable(unreadable, usable, Counter())
     return stacks
 
 
@@ -51,8 +55,11 @@ def read_dicom(source: str, kinds: dict[Path, str], series_uid: str | None) -> S
         kinds: every file of the source, and what `tell_kind` says it is.
     """
     with quiet_pydicom:
-        stacks, left_out, num_patients = _find_stacks(source, kinds)
+        stacks, left_out, num_patients, unreadable = _find_stacks(source, kinds)
+        if unreadable and all(stack.info.left_out_because for stack in stacks):
+            raise next(iter(unreadable.values()))
         stack = choose_stack(stacks, left_out, num_patients, series_uid, source)
+        _check_unreadable(unreadable, [stack], left_out)
         counted = {(one.pixels.path, one.frame) for one in stack.slices}
         for other in stacks:
             if other.info.left_out_because == NO_PLACE and other.slices[0].series == stack.slices[0].series:
@@ -79,7 +86,22 @@ def read_slice(path: Path) -> np.ndarray:
         return _to_hounsfield(next(read_stored(found[0].pixels)), found[0])[0]
 
 
-def _find_stacks(source: str, kinds: dict[Path, str]) -> tuple[list[Stack], Counter[str], int]:
+def _check_unreadable(unreadable: dict[Path, VolumeError], stacks: list[Stack], left_out: Counter[str]) -> None:
+    """Leaves out files that cannot be read beside whole stacks. One that names the series of a stack, or that may be what a
+    stack with a gap misses, is an error."""
+    if unreadable and not stacks:
+        raise next(iter(unreadable.values()))
+    uids = [stack.slices[0].series.encode("latin-1") for stack in stacks]
+    is_whole = all(_is_regular(_slots(stack.slices)[1]) for stack in stacks)
+    for path, error in unreadable.items():
+        with path.open("rb") as file:
+            head = file.read(MAX_HEADER_BYTES)
+        if not is_whole or any(uid in head for uid in uids) or DEFLATED.encode() in head:
+            raise error
+        left_out["DICOM file that cannot be read"] += 1
+
+
+def _find_stacks(source: str, kinds: dict[Path, str]) -> tuple[list[Stack], Counter[str], int, dict[Path, VolumeError]]:
     if not HAS_PYDICOM:
         raise UnsupportedFormatError(
             "reading DICOM needs pydicom", file=source, cure='Install it with pip install "ctfm[io]".'
@@ -87,18 +109,23 @@ def _find_stacks(source: str, kinds: dict[Path, str]) -> tuple[list[Stack], Coun
     left_out: Counter[str] = Counter()
     slices: list[Slice] = []
     patients: dict[str, int] = {}
+    unreadable: dict[Path, VolumeError] = {}
     for path, kind in kinds.items():
         if kind != "dicom":
             left_out[kind if kind.endswith("file") else f"{kind} file"] += 1
             continue
-        found = read_header(path)
+        try:
+            found = read_header(path)
+        except VolumeError as error:
+            unreadable[path] = error
+            continue
         if isinstance(found, str):
             left_out[found] += 1
             continue
         for one in found:
             patients.setdefault(one.patient, len(patients) + 1)
         slices += found
-    return group_slices(slices, patients), left_out, len(patients)
+    return group_slices(slices, patients), left_out, len(patients), unreadable
 
 
 # --- one stack -> Scan -----------------------------------------------------------------------------------------------------

@@ -232,6 +232,7 @@ class Slice:
     study: str
     series: str
     instance: str
+    has_own_place: bool  # False: a frame of a multi-frame file whose frames have one position for all
     frame_of_reference: str
     reason: str  # why it can never be part of a volume; empty where it can
     is_reformat: bool
@@ -451,6 +452,7 @@ def _read_slice(header: _Header, frame: int) -> Slice:
         study=header.text(0x0020_000D),
         series=header.text(0x0020_000E),
         instance=header.text(0x0008_0018),
+        has_own_place=header.num_frames == 1 or bool(header.per_frame),
         frame_of_reference=header.text(0x0020_0052),
         reason=reason,
         is_reformat=bool(REFORMAT_WORDS & set(image_type)) or header.text(0x0008_0016).startswith(SECONDARY_CAPTURE),

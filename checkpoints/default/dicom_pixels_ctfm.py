@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -140,7 +141,9 @@ def _read_native(layout: PixelLayout) -> Iterator[np.ndarray]:
                 value=f"{expected} bytes expected, {max(0, min(length, size - start))} there",
                 cure="Copy or download the file again.",
             )
-        if length - expected > max(64, layout.columns):
+        if length - expected > max(64, layout.columns) and not _is_zero(
+            file, data, start + expected, length - expected
+        ):
             raise DamagedFileError(
                 "more pixel data than rows, columns and frames say",
                 file=layout.path.name,
@@ -154,6 +157,18 @@ def _read_native(layout: PixelLayout) -> Iterator[np.ndarray]:
                 file.seek(at)
                 frame = np.fromfile(file, layout.dtype, layout.rows * layout.columns)
             yield unpack_bits(frame.reshape(layout.rows, layout.columns), layout)
+
+
+def _is_zero(file: BinaryIO, data: bytes, start: int, length: int) -> bool:
+    """Whether what follows the pixels is padding; it is what is in memory of a deflated file, else in the file."""
+    if data:
+        return not any(data[start : start + length])
+    file.seek(start)
+    while length > 0 and (chunk := file.read(min(length, 2**20))):
+        if any(chunk):
+            return False
+        length -= len(chunk)
+    return True
 
 
 def data_set_bytes(content: bytes, file: str) -> bytes:

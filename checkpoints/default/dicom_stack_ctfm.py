@@ -36,6 +36,9 @@ PHYSICAL_TAGS = (
 PHYSICAL_TAGS += ("cardiac time before R", "respiratory phase", "respiratory delay", "trigger delay", "slice thickness")
 PHYSICAL_TAGS += ("filter", "image type", "frame type")
 SINGLE_SLICE = "single slice"
+ONE_POSITION = "slice at the position of all others"
+NO_FRAME_POSITIONS = "frame of a multi-frame file without functional groups, which has one position for all"
+NO_EXTENT = (SINGLE_SLICE, ONE_POSITION, NO_FRAME_POSITIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,11 @@ def _unusable(group: list[Slice]) -> str:
     if group[0].reason:
         return group[0].reason
     places = np.sort([np.dot(one.position, group[0].normal) for one in group])
-    return "" if places[-1] - places[0] > SAME_POSITION_MM else SINGLE_SLICE
+    if places[-1] - places[0] > SAME_POSITION_MM:
+        return ""
+    if len(group) == 1:
+        return SINGLE_SLICE
+    return ONE_POSITION if all(one.has_own_place for one in group) else NO_FRAME_POSITIONS
 
 
 def _split(slices: list[Slice]) -> tuple[list[list[Slice]], list[list[Slice]]]:
@@ -337,6 +344,28 @@ def _no_volume(stacks: list[Stack], left_out: Counter[str], file: str) -> Volume
     if reasons[NO_PLACE]:
         return GeometryError(
             f"slices have {NO_PLACE}", file=file, value=found, cure="Export the original series again."
+        )
+    if reasons[NO_FRAME_POSITIONS]:
+        return GeometryError(
+            "a multi-frame file without functional groups says where one frame lies and not where the others do",
+            file=file,
+            value=f"{reasons[NO_FRAME_POSITIONS]} frames",
+            cure="Export it as enhanced CT or as single slices.",
+        )
+    if reasons[ONE_POSITION]:
+        return GeometryError(
+            "all slices have the same position",
+            file=file,
+            value=f"{reasons[ONE_POSITION]} slices",
+            cure="Export the original series again: where each slice lies was lost.",
+        )
+    num_series = len({stack.slices[0].series for stack in stacks if stack.info.left_out_because == SINGLE_SLICE})
+    if num_series > 1:
+        return GeometryError(
+            f"{num_series} series of one slice each",
+            file=file,
+            value=found,
+            cure="Pass the original series; a converter may have given every slice its own SeriesInstanceUID.",
         )
     if reasons[SINGLE_SLICE]:
         return GeometryError("one slice is no volume", file=file, value=found, cure="Pass the whole series.")

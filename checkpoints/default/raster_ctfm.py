@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .archive_ctfm import CHUNK_BYTES, MAX_RATIO, BunzipStream, InflateStream, Stream
+from .archive_ctfm import CHUNK_BYTES, DRIVE, MAX_RATIO, BunzipStream, InflateStream, Stream
 from .scan_ctfm import (
     DamagedFileError,
     GeometryError,
@@ -36,6 +36,10 @@ RATIO_FREE_VOXEL_BYTES = 2**30
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+ATLAS_CODES = (3, 4, 5)  # of a form: Talairach, MNI 152, another template
+PATIENT_CODES = (1, 2)  # the scanner, or another scan of the patient
+FORMS_TOLERANCE = 0.1  # of the smallest voxel size: what rounding to float32 and to a unit quaternion leaves
+SIZES_TOLERANCE = 0.01
 NIFTI_UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 META_TYPES = {
     "MET_CHAR": "i1",
@@ -142,10 +146,11 @@ def _read_voxels(layout: Layout, file: str) -> HounsfieldStack:
                 raise DamagedFileError("the voxel data ends early", file=file, cure="Copy or download the file again.")
             values = np.frombuffer(raw, layout.dtype).reshape(count, rows, columns)
             stack.put(start, _rescale(values, layout))
-        rest = 0
+        rest, is_padding = 0, True
         while rest < max(slice_bytes, CHUNK_BYTES) and (chunk := stream.read(CHUNK_BYTES)):
             rest += len(chunk)  # to the end: a checksum stands there
-        if rest >= slice_bytes:
+            is_padding = is_padding and not any(chunk)
+        if rest >= slice_bytes and not is_padding:
             raise DamagedFileError("more voxel data than the header says", file=file, value=layout.shape)
     finally:
         stream.close()
@@ -206,7 +211,7 @@ def _text(line: bytes) -> str:
 
 def _data_path(name: str, header: Path, folder: Path) -> Path:
     """A detached data file: a plain file inside the folder of its header."""
-    if not name or any(char in name for char in "\0\\:"):
+    if not name or any(char in name for char in "\0\\") or DRIVE.match(name):
         raise UnsafeFileError(
             "the data file lies outside the folder of its header, or has no plain name", file=header.name
         )
@@ -239,12 +244,24 @@ def _nifti_layout(path: Path, folder: Path) -> Layout:
         raise DamagedFileError("too short for a NIfTI-2 header", file=path.name, value=f"{len(head)} bytes")
     fields = read(lambda code, at: struct.unpack_from(order + code, head, at), head)
     if fields.magic in (b"ni1", b"ni2"):
-        raise UnsupportedFormatError(
-            "a NIfTI header without voxels (.hdr/.img pair)", file=path.name, cure="Convert it to .nii.gz."
-        )
+        image = _image_beside(path, folder)
+        with image.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+        return _nifti_from_fields(fields, order, path, compressed, 0, image)
     if fields.magic not in (b"n+1", b"n+2"):
         raise DamagedFileError("no NIfTI magic number", file=path.name)
-    return _nifti_from_fields(fields, order, path, compressed, header_size)
+    return _nifti_from_fields(fields, order, path, compressed, header_size + 4, path)
+
+
+def _image_beside(header: Path, folder: Path) -> Path:
+    """The voxels of a NIfTI header without voxels: scan.hdr, scan.img."""
+    stem = header.name.removesuffix(".gz").removesuffix(".hdr")
+    for name in (f"{stem}.img", f"{stem}.img.gz"):
+        if (header.parent / name).is_file():
+            return _data_path(name, header, folder)
+    raise DamagedFileError(
+        "a NIfTI header without voxels", file=header.name, cure=f"Put {stem}.img beside it, or convert both to .nii.gz."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +317,9 @@ def _nifti2_fields(unpack: Unpack, head: bytes) -> NiftiFields:
     )
 
 
-def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: bool, header_size: int) -> Layout:
+def _nifti_from_fields(
+    fields: NiftiFields, order: str, path: Path, compressed: bool, data_start: int, data_file: Path
+) -> Layout:
     name = path.name
     num_axes = fields.dim[0]
     if not 1 <= num_axes <= 7:
@@ -313,23 +332,19 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
     columns, rows, num_slices = check_shape(shape, name)
     if fields.datatype not in NIFTI_TYPES:
         raise NotCTError("not a scalar voxel type", file=name, value=f"NIfTI datatype {fields.datatype}")
-    pixdim = np.array(fields.pixdim[1:4], np.float64)
-    if not np.isfinite(pixdim).all() or pixdim.min() <= 0:
-        raise GeometryError("voxel spacing must be positive", file=name, value=pixdim.tolist())
     slope, intercept = fields.slope, fields.intercept
     if slope == 0 or not np.isfinite(slope):
         slope, intercept = 1.0, 0.0  # the standard: no scaling
     check_rescale(slope, intercept, name)
-    data_start = header_size + 4
     if not np.isfinite(fields.offset) or fields.offset < 0 or fields.offset > 2**26:
         raise DamagedFileError("absurd offset of the voxel data", file=name, value=fields.offset)
-    affine, checks, warnings = _nifti_affine(fields, pixdim, shape)
+    affine, checks, warnings = _nifti_affine(fields, shape, name)
     return Layout(
         kind="nifti",
         shape=(columns, rows, num_slices),
         dtype=np.dtype(order + NIFTI_TYPES[fields.datatype]),
         affine=affine,
-        data_file=path,
+        data_file=data_file,
         offset=max(data_start, int(fields.offset)),
         compression="deflate" if compressed else "",
         whole_file_compressed=compressed,
@@ -341,40 +356,121 @@ def _nifti_from_fields(fields: NiftiFields, order: str, path: Path, compressed: 
 
 
 def _nifti_affine(
-    fields: NiftiFields, pixdim: np.ndarray, shape: tuple[int, ...]
+    fields: NiftiFields, shape: tuple[int, ...], file: str
 ) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """sform before qform, as the standard advises and nibabel does; with neither, x runs to the left as in FSL and nibabel."""
+    """sform before qform, as the standard advises and nibabel does, unless the sform is another space's or contradicts the
+    voxel sizes; with neither, x runs to the left as in FSL and nibabel."""
     warnings = []
+    pixdim = np.array(fields.pixdim[1:4], np.float64)
+    sizes = np.abs(pixdim)
+    has_sizes = bool(np.isfinite(pixdim).all() and sizes.min() > 0)
     sform = np.vstack([np.array(fields.sform, np.float64).reshape(3, 4), [0, 0, 0, 1]])
-    qform = _quaternion_affine(fields, pixdim) if fields.qform_code > 0 else None
-    if fields.sform_code > 0:
-        affine, checks = sform, ("geometry from the sform",)
-        stored = np.linalg.norm(sform[:3, :3], axis=0)
-        if qform is not None and not np.allclose(qform[:3, :3], sform[:3, :3], atol=0.01 * pixdim.min()):
-            warnings.append(
-                "The NIfTI header places the scan in two different ways; its sform was used, not its qform."
-            )
-        elif not np.allclose(stored, pixdim, rtol=0.01):
-            warnings.append("The voxel size in the NIfTI header differs from its sform; the sform was used.")
+    has_sform = fields.sform_code > 0 and _places_voxels(sform)
+    qform = _quaternion_affine(fields, sizes) if fields.qform_code > 0 and has_sizes else None
+    is_damaged_sform = fields.sform_code > 0 and not has_sform and bool(np.any(sform[:3]))
+    if is_damaged_sform and qform is None:
+        return sform, (), []  # check_affine says what is wrong with it
+    if not has_sizes or pixdim.min() < 0:
+        if not has_sform and qform is None:
+            raise GeometryError("voxel spacing must be positive", file=file, value=pixdim.tolist())
+        warnings.append(
+            f"The voxel size in the NIfTI header is no size ({', '.join(f'{size:g}' for size in pixdim)}); "
+            + ("that of the sform was used." if has_sform else "its sign was ignored.")
+        )
+    scale = NIFTI_UNITS_MM.get(fields.units & 7, 1.0)
+    if has_sform and qform is not None:
+        affine, form = _choose_form(fields, sform, qform, sizes, shape, scale, warnings)
+        checks = (f"geometry from the {form}",)
+    elif has_sform:
+        affine = _sform_with_sizes(fields, sform, sizes, warnings) if has_sizes else sform
+        checks = ("geometry from the sform",)
     elif qform is not None:
         affine, checks = qform, ("geometry from the qform",)
+        if fields.sform_code > 0:
+            warnings.append("The sform of the NIfTI header places no voxel; its qform was used.")
     else:
-        affine = np.diag([-pixdim[0], pixdim[1], pixdim[2], 1.0])
+        affine = np.diag([-sizes[0], sizes[1], sizes[2], 1.0])
         affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
         checks = ("no geometry but the voxel size",)
         warnings.append(
             "The NIfTI header says nothing about orientation; axes were taken as left, anterior, superior (as FSL and "
             "nibabel do), so left and right may be swapped."
         )
-    scale = NIFTI_UNITS_MM.get(fields.units & 7, 1.0)
     if scale != 1.0:
         affine = np.diag([scale, scale, scale, 1.0]) @ affine
         warnings.append(f"The NIfTI header is not in millimetres; lengths were multiplied by {scale:g}.")
     return affine, checks, warnings
 
 
-def _quaternion_affine(fields: NiftiFields, pixdim: np.ndarray) -> np.ndarray:
+def _places_voxels(affine: np.ndarray) -> bool:
+    if not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) >= 0.1)
+
+
+def _choose_form(
+    fields: NiftiFields,
+    sform: np.ndarray,
+    qform: np.ndarray,
+    sizes: np.ndarray,
+    shape: tuple[int, ...],
+    scale: float,
+    warnings: list[str],
+) -> tuple[np.ndarray, str]:
+    corners = np.array(
+        [(*(n * (size - 1) for n, size in zip(corner, shape, strict=True)), 1) for corner in np.ndindex(2, 2, 2)]
+    )
+    apart = float(np.linalg.norm((sform - qform) @ corners.T, axis=0).max())
+    if apart <= FORMS_TOLERANCE * sizes.min():
+        return sform, "sform"
+    if fields.sform_code in ATLAS_CODES and fields.qform_code in PATIENT_CODES:
+        form, why = "qform", f"the sform leads into an atlas (code {fields.sform_code}), the qform to the patient"
+    elif not _has_sizes(sform, sizes):
+        form, why = "qform", "the sform has other voxel sizes than the header"
+    else:
+        form, why = "sform", "the standard prefers it"
+    other = "sform" if form == "qform" else "qform"
+    lengths = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (sform, qform)]
+    percent = 100 * float(np.abs(lengths[0] / lengths[1] - 1).max())
+    warnings.append(
+        f"The NIfTI header places the scan in two different ways, up to {apart * scale:.1f} mm apart and with voxel sizes "
+        f"that differ by {percent:.1f} %; its {form} was used, not its {other}: {why}."
+    )
+    return (sform if form == "sform" else qform), form
+
+
+def _has_sizes(affine: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether the steps are the voxel sizes, along the axes or, of a sheared (tilted) stack, from plane to plane."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    heights = 1 / np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)
+    fits = [np.abs(found / sizes - 1) <= SIZES_TOLERANCE for found in (lengths, heights)]
+    return bool((fits[0] | fits[1]).all())
+
+
+def _sform_with_sizes(fields: NiftiFields, sform: np.ndarray, sizes: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """An sform without a qform to compare it with; the header's voxel sizes stand beside it."""
+    if _has_sizes(sform, sizes):
+        return sform
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    if np.allclose(lengths, 1, atol=1e-3):
+        warnings.append(
+            "The sform of the NIfTI header holds directions without voxel sizes; the voxel sizes of the header were used."
+        )
+        return sform @ np.diag([*sizes / lengths, 1.0])
+    percent = 100 * float(np.abs(lengths / sizes - 1).max())
+    space = f" and leads into an atlas (code {fields.sform_code})" if fields.sform_code in ATLAS_CODES else ""
+    warnings.append(
+        f"The voxel size in the NIfTI header differs from its sform by {percent:.1f} %{space}; the sform was used."
+    )
+    return sform
+
+
+def _quaternion_affine(fields: NiftiFields, pixdim: np.ndarray) -> np.ndarray | None:
+    """None where the quaternion is none: not finite, or longer than one."""
     b, c, d = fields.quaternion[:3]
+    if not np.isfinite(fields.quaternion).all() or b * b + c * c + d * d > 1.01:
+        return None
     a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
     norm = np.sqrt(a * a + b * b + c * c + d * d)
     a, b, c, d = a / norm, b / norm, c / norm, d / norm

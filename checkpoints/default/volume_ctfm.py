@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .archive_ctfm import NOT_FETCHED, list_files, tell_kind, unpack
+from .archive_ctfm import ANALYZE, NOT_FETCHED, list_files, tell_kind, unpack
 from .dicom_ctfm import list_dicom_stacks, read_dicom
 from .raster_ctfm import read_raster
 from .scan_ctfm import (
@@ -331,6 +331,16 @@ def _nothing_found(path: Path, kinds: dict[Path, str]) -> VolumeError:
     if counts["array"]:
         return UnsupportedFormatError(
             "a bare array has no spacing and no orientation", file=_name(path), cure="Pass (array, affine)."
+        )
+    if counts[ANALYZE]:
+        return UnsupportedFormatError(
+            "an Analyze 7.5 header (.hdr/.img) does not say which side of the patient is left",
+            file=_name(path),
+            cure="Convert the original series to NIfTI.",
+        )
+    if path.suffix.lower() == ".img" and path.with_suffix(".hdr").is_file():
+        return UnsupportedFormatError(
+            "voxels without their header", file=path.name, cure=f"Pass {path.with_suffix('.hdr').name}."
         )
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no file"
     return UnsupportedFormatError(
