@@ -820,16 +820,16 @@ class CTFMModel(CTFMPreTrainedModel):
         similarities = (embeds @ directions.to(embeds).t()).float() * self.logit_scale.exp()
         if not self.config.token_scores:
             return similarities, None
-        scores = self.score_tokens(image.dense_features, image.last_hidden_state, directions)
+        if image.dense_features is None:
+            raise ValueError("The vision output has no dense features; ask for output_dense_features=True.")
+        context = crop_context(image.last_hidden_state, image.dense_features.shape[1])
+        scores = self.score_tokens(image.dense_features, context, directions)
         pooled = pool_token_scores(scores, image.occupied)
         return similarities * self.score_weights[0] + pooled * self.score_weights[1] + self.score_bias, scores
 
-    def score_tokens(self, dense_features: Tensor | None, last_hidden_state: Tensor, directions: Tensor) -> Tensor:
-        """`(b, g, d, h, w, e)` patch tokens, the global transformer's output, `(texts, e)` -> `(b, texts, g, d, h, w)`."""
-        if dense_features is None:
-            raise ValueError("The vision output has no dense features; ask for output_dense_features=True.")
-        context = crop_context(last_hidden_state, dense_features.shape[1])
-        embeds = nn.functional.normalize(self.token_projection(dense_features, context), dim=-1)
+    def score_tokens(self, tokens: Tensor, context: Tensor, directions: Tensor) -> Tensor:
+        """`(b, g, d, h, w, e)` patch tokens, `(b, g, global e)` of `crop_context`, `(texts, e)` -> `(b, texts, g, d, h, w)`."""
+        embeds = nn.functional.normalize(self.token_projection(tokens, context), dim=-1)
         cosines = (embeds @ directions.to(embeds).t()).movedim(-1, 1)
         return cosines.float() * self.token_scale.exp() + self.token_bias
 
@@ -860,7 +860,8 @@ class CTFMModel(CTFMPreTrainedModel):
         coordinates = self.vision_model.descriptor_coordinates(crop_grid, descriptors.shape[1])
         if self.config.token_scores:
             mixed = self.vision_model.mix_descriptors(descriptors, coordinates, crop_mask)
-            return self.score_tokens(dense, mixed.last_hidden_state, directions)
+            context = crop_context(mixed.last_hidden_state, dense.shape[1])
+            return self.score_tokens(dense, context, directions)
         counts = torch.ones_like(
             dense[..., :1], dtype=torch.bool
         )  # (b, g, d, h, w, 1), the patches that descriptors hold
