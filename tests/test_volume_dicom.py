@@ -462,6 +462,52 @@ def test_a_changing_slice_distance_is_resampled_from_true_positions(tmp_path: Pa
     assert np.array_equal(volume.hu[:, 0, 0], np.arange(24) * 20 - 500)
 
 
+def scan_in_steps(folder: Path, steps: list[float], **values: list[float]) -> Path:
+    """A ramp along the scan whose slices lie these steps apart; `values` give a tag of each slice."""
+    depths = np.concatenate([[0.0], np.cumsum(steps)])
+    hu = (depths * 8)[:, None, None] + np.arange(8)[None, None] - 500 + np.zeros((1, 8, 1))
+
+    def place(data_set: FileDataset, index: int) -> None:
+        data_set.ImagePositionPatient[2] = f"{depths[index]:g}"
+        for name, each in values.items():
+            setattr(data_set, name, f"{each[index]:g}")
+
+    return write(folder, place, hu=np.rint(hu).astype(np.int16))
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [(1.25, 5.0), (3.0, 10.0), (1.0, 20.0)])
+@pytest.mark.parametrize("name", ["SliceThickness", "SpacingBetweenSlices"])
+def test_a_protocol_of_two_slice_distances_is_no_gap(tmp_path: Path, fine: float, coarse: float, name: str) -> None:
+    steps = [fine] * 10 + [coarse] * 6
+    scan_in_steps(tmp_path, steps, **{name: [fine] * 11 + [coarse] * 6})
+    if name == "SpacingBetweenSlices":
+        for path in tmp_path.iterdir():
+            data_set = pydicom.dcmread(path)
+            data_set.SliceThickness = ""
+            data_set.save_as(path)
+    volume = read_volume(tmp_path)
+    assert np.isclose(volume.spacing[0], fine)
+    assert volume.hu.shape[0] == round(sum(steps) / fine) + 1
+    assert np.abs(volume.hu[:, 0, 0] - (np.arange(volume.hu.shape[0]) * fine * 8 - 500)).max() <= 1
+    assert any("resampled" in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize("thickness", [1.25, 5.0])
+def test_one_wide_step_between_slices_like_all_others_is_a_gap(tmp_path: Path, thickness: float) -> None:
+    scan_in_steps(tmp_path, [1.25] * 8 + [5.0] + [1.25] * 8, SliceThickness=[thickness] * 18)
+    with pytest.raises(GeometryError, match=r"hole of 5\.0 mm"):
+        read_volume(tmp_path)
+
+
+def test_every_second_slice_missing_is_said_where_the_header_says_so(tmp_path: Path) -> None:
+    write(tmp_path, edited(SpacingBetweenSlices="3"))
+    assert read_volume(tmp_path).warnings == ()
+    for path in sorted(tmp_path.iterdir())[1::2]:
+        path.unlink()
+    volume = read_volume(tmp_path)
+    assert any("every second slice is missing" in warning for warning in volume.warnings)
+
+
 def test_identical_duplicates_are_dropped_and_said(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "copy").mkdir()

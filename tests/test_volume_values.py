@@ -13,6 +13,9 @@ from ctfm.volume_ctfm import (
     NotCTError,
     SeriesInfo,
     VolumeError,
+    _resample,
+    _shifted_plane,
+    _trilinear_plane,
     list_series,
     read_volume,
 )
@@ -91,6 +94,30 @@ def test_an_affine_with_shear_is_straightened() -> None:
     ball = np.array([19, 14, 27, 1])
     place = np.linalg.inv(volume.affine) @ sheared @ ball
     assert abs(int(volume.hu[tuple(np.rint(place[:3]).astype(int))]) - int(HU[tuple(ball[:3])])) < 60
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.37, 0.0), (-1.25, 0.6)])
+def test_a_plane_that_shifts_is_interpolated_as_any_other(dtype: type, shift: tuple[float, float]) -> None:
+    hu = HU.astype(dtype)
+    matrix = np.eye(4)
+    matrix[1:3, 0] = shift
+    matrix[:3, 3] = (-1.0, 2.5, -3.25)
+    shape = (20, 55, 33)
+    for d in range(0, 24, 5):
+        shifted = _shifted_plane(hu, matrix, d, shape[1:])
+        assert np.abs(shifted - _trilinear_plane(hu, matrix, d, shape[1:])).max() < 0.01
+
+
+def test_resampling_keeps_a_linear_scan_linear() -> None:
+    d, h, w = np.indices((12, 16, 20)).astype(np.float32)
+    hu = 3 * d + 5 * h + 7 * w - 300.5
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    target = np.eye(4)
+    target[:3, :3], target[:3, 3] = 0.4 * turn, (6, 8, 10)
+    found = _resample(hu, np.eye(4), target, (5, 6, 7))
+    place = np.stack(np.indices((5, 6, 7)), -1) @ target[:3, :3].T + target[:3, 3]
+    assert np.abs(found - (place @ [3, 5, 7] - 300.5)).max() < 0.01
 
 
 @pytest.mark.parametrize(
