@@ -386,7 +386,13 @@ def build_joint(
     cache: Path,
 ) -> Task:
     schedule = DrawingSchedule(
-        DrawingConfig(seed=recipe.seed, global_batch=phase.global_batch, repeats=phase.repeats, window=phase.window)
+        DrawingConfig(
+            seed=recipe.seed,
+            global_batch=phase.global_batch,
+            repeats=phase.repeats,
+            window=phase.window,
+            first_scan=phase.first_scan,
+        )
     )
     image_processor, prompts, vision = processor.image_processor, find_prompts(phase.prompts), model.vision_model.config
     patch_size, num_structures = vision.patch_size, len(STRUCTURES)

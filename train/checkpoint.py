@@ -145,6 +145,15 @@ def head_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def load_heads(path: Path, objective: nn.Module) -> None:
+    """What one joint phase leaves to the next beside the dual encoder; nothing where the phase before had no such heads."""
+    state = load_file(path / "objective.safetensors")
+    heads = {
+        name: tensor for name, tensor in state.items() if name.startswith(("findings.", "decoder.", "organ_head."))
+    }
+    objective.load_state_dict(heads, strict=False)
+
+
 def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         name[len(prefix) :]: tensor for name, tensor in state.items() for prefix in LOCAL if name.startswith(prefix)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..image_processing_ctfm import AxisSamples, CropGeometry, CTFMImageProcessor
+from ..image_processing_ctfm import CropGeometry, CTFMImageProcessor, sample_axis
 from ..volume_ctfm import Volume
 from .data import StepBatches, hash_numbers, stay
 from .phantom import FINDING_ID, FINDING_NAMES, RANDOMISED_RANGES, Phantom, make_phantom
@@ -42,12 +42,14 @@ class DrawingConfig:
         global_batch: scans of an optimizer step over all processes.
         repeats: how often a scan is learnt from, on average; 1 draws every sample anew.
         window: of the latest scans, from which those that come again are taken.
+        first_scan: number of the first new scan: a later phase goes on with patients that no earlier one saw.
     """
 
     seed: int = 0
     global_batch: int = 8
     repeats: int = 4
     window: int = 512
+    first_scan: int = 0
 
 
 class DrawingSchedule:
@@ -66,6 +68,7 @@ class DrawingSchedule:
     def scan(self, number: int) -> int:
         """The scan of a sample: every `repeats`-th is new, the others come from the window before it."""
         newest, place = divmod(number, self.config.repeats)
+        newest += self.config.first_scan
         if place == 0 or newest == 0:
             return newest
         window = min(newest, self.config.window)
@@ -137,7 +140,7 @@ class DrawnScans(Dataset[DrawnScan]):
             labels=facts["labels"],
             report=facts["report"],
             geometry=geometry,
-            occupied=find_occupied(hu, geometry, self.processor.air_hu),
+            occupied=find_occupied(hu, geometry, self.processor),
         )
 
 
@@ -220,14 +223,13 @@ def encode_voxels(phantom: Phantom) -> Tensor:
     return phantom.organs.to(torch.int16) + FINDING_STEP * codes
 
 
-def find_occupied(hu: Tensor, geometry: CropGeometry, air_hu: float) -> Tensor:
+def find_occupied(hu: Tensor, geometry: CropGeometry, processor: CTFMImageProcessor) -> Tensor:
     """Which crops hold a voxel above air, as `CTFMImageProcessor.cut` asks, `(g,)`."""
-    axes = [AxisSamples.along(geometry, axis) for axis in range(3)]
+    axes = [sample_axis(geometry, axis, processor.resampling) for axis in range(3)]
     occupied = []
     for index in np.ndindex(*geometry.crop_grid):
-        parts = [axis.crop(i) for axis, i in zip(axes, index, strict=True)]
-        box = hu[tuple(slice(int(part.low[0]), int(part.high[-1]) + 1) for part in parts)]
-        occupied.append(bool(box.amax() > air_hu))
+        box = hu[tuple(axis[i].box for axis, i in zip(axes, index, strict=True))]
+        occupied.append(bool(box.amax() > processor.air_hu))
     return torch.tensor(occupied)
 
 
@@ -242,14 +244,14 @@ def cut_drawn(scan: DrawnScan, processor: CTFMImageProcessor, device: torch.devi
     hu = scan.hu.to(device, non_blocking=True).float().clamp(low_hu, high_hu).sub(low_hu).div(high_hu - low_hu)
     codes = scan.codes.to(device, non_blocking=True).int()
     for axis in range(3):
-        samples = AxisSamples.along(scan.geometry, axis)
-        length = scan.geometry.crop_grid[axis] * scan.geometry.crop_size[axis]
-        matrix = torch.zeros(length, scan.geometry.shape[axis])
-        matrix[samples.inside, int(samples.low[0]) : int(samples.high[-1]) + 1] = samples.matrix()
+        crop = scan.geometry.crop_size[axis]
+        length = scan.geometry.crop_grid[axis] * crop
+        matrix, padded = torch.zeros(length, scan.geometry.shape[axis]), codes.new_full((length, *codes.shape[1:]), -1)
+        for number, part in enumerate(sample_axis(scan.geometry, axis, processor.resampling)):
+            rows = slice(number * crop + part.inside.start, number * crop + part.inside.stop)
+            matrix[rows, part.box] = part.matrix
+            padded[rows] = codes.index_select(0, part.nearest.to(device))
         hu = torch.tensordot(hu, matrix.to(device), dims=([0], [1]))  # the first axis goes last: after three, as before
-        nearest = torch.where(samples.weight < 0.5, samples.low, samples.high).to(device)
-        padded = codes.new_full((length, *codes.shape[1:]), -1)
-        padded[samples.inside] = codes.index_select(0, nearest)
         codes = padded.movedim(0, -1)
     grid, size = scan.geometry.crop_grid, scan.geometry.crop_size
     kept = scan.occupied.to(device)

@@ -37,12 +37,14 @@ from .checkpoint import (
     export,
     find_checkpoints,
     load_exported,
+    load_heads,
     load_state,
     load_weights,
     rotate,
     save_state,
 )
 from .data import SourceConfig, StepBatches, hash_numbers
+from .joint import JointObjective
 from .monitor import Monitor
 from .objective import along_cosine
 from .probe import probe
@@ -152,6 +154,8 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
             sources = tuple(replace(source, split=split) for source in data)
             parts = {"device": accelerator.device, "processes": processes, "cache": run.out / "descriptors"}
             task = build_task(phase, recipe, sources, model, processor, **parts)
+            if before is not None and isinstance(task.objective, JointObjective):
+                load_heads(before, task.objective)
             path, is_over = train_phase(name, task, run, accelerator, bar, path, leave_at, ask)
             if not is_over:
                 return False

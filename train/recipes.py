@@ -126,6 +126,7 @@ class JointPhase:
         repeats: how often a scan is learnt from, on average.
         window: of the latest scans, from which those that come again are taken; the folder that keeps them needs some 35 MB a
             scan at 2 x 1.5 x 1.5 mm.
+        first_scan: number of the first new scan, so that a later phase sees other patients than the one before.
         prompts: set of prompts that ask about findings, as "protocol/set".
     """
 
@@ -134,6 +135,7 @@ class JointPhase:
     micro_batch: int
     repeats: int = 4
     window: int = 512
+    first_scan: int = 0
     prompts: str = "phantoms/ensemble"
     optimizer: OptimizerConfig
     reports: ReportConfig = ReportConfig()
@@ -279,23 +281,25 @@ def embedded() -> Recipe:
             "intensity_window": (-1024.0, 3071.0),  # metal (2,600) and dense bone (1,300) stay apart
         },
         text_start="sentence-transformers/all-MiniLM-L6-v2",
-        phases={
-            "joint": JointPhase(
-                steps=4500,
-                global_batch=8,
-                micro_batch=8,
-                optimizer=OptimizerConfig(
-                    learning_rate=8e-4,
-                    last_learning_rate=1e-5,
-                    warmup_steps=150,
-                    weight_decay=0.05,
-                    last_weight_decay=0.05,
-                    betas=(0.9, 0.98),
-                    clip_norm=1.0,
-                ),
-                reports=ReportConfig(excerpt_probability=1.0, longest_excerpt=2, max_tokens=40),
-            )
-        },
+        phases={"joint": _joint(2000, 8e-4), "refinement": replace(_joint(2000, 5e-4), first_scan=4000)},
+    )
+
+
+def _joint(steps: int, learning_rate: float) -> JointPhase:
+    return JointPhase(
+        steps=steps,
+        global_batch=8,
+        micro_batch=8,
+        optimizer=OptimizerConfig(
+            learning_rate=learning_rate,
+            last_learning_rate=1e-5,
+            warmup_steps=150,
+            weight_decay=0.05,
+            last_weight_decay=0.05,
+            betas=(0.9, 0.98),
+            clip_norm=1.0,
+        ),
+        reports=ReportConfig(excerpt_probability=1.0, longest_excerpt=2, max_tokens=40),
     )
 
 
