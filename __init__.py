@@ -18,6 +18,7 @@ from .modeling_ctfm import (
     CTFMForImageClassification,
     CTFMForSemanticSegmentation,
     CTFMModel,
+    CTFMModelBackbone,
     CTFMVisionModel,
 )
 from .processing_ctfm import CTFMProcessor
@@ -29,25 +30,14 @@ AutoConfig.register("ctfm_global", CTFMGlobalConfig)
 AutoModel.register(CTFMConfig, CTFMModel)
 AutoModel.register(CTFMVisionConfig, CTFMVisionModel)
 AutoBackbone.register(CTFMVisionConfig, CTFMBackbone)
+AutoBackbone.register(CTFMConfig, CTFMModelBackbone)
 AutoModelForZeroShotImageClassification.register(CTFMConfig, CTFMModel)
 AutoModelForImageClassification.register(CTFMConfig, CTFMForImageClassification)
 AutoModelForSemanticSegmentation.register(CTFMConfig, CTFMForSemanticSegmentation)
 AutoImageProcessor.register(CTFMConfig, image_processor_classes={"pil": CTFMImageProcessor})
 AutoImageProcessor.register(CTFMVisionConfig, image_processor_classes={"pil": CTFMImageProcessor})
 AutoProcessor.register(CTFMConfig, CTFMProcessor)
-
-for _class, _auto in (
-    (CTFMConfig, "AutoConfig"),
-    (CTFMVisionConfig, "AutoConfig"),
-    (CTFMModel, "AutoModel"),
-    (CTFMVisionModel, "AutoModel"),
-    (CTFMBackbone, "AutoBackbone"),
-    (CTFMForImageClassification, "AutoModelForImageClassification"),
-    (CTFMForSemanticSegmentation, "AutoModelForSemanticSegmentation"),
-    (CTFMImageProcessor, "AutoImageProcessor"),
-    (CTFMProcessor, "AutoProcessor"),
-):
-    _class.register_for_auto_class(_auto)  # so that save_pretrained writes the code beside the weights
+AutoProcessor.register(CTFMVisionConfig, CTFMProcessor)
 
 __all__ = [
     "CTFMBackbone",

@@ -78,6 +78,7 @@ class CTFMVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "ctfm_vision"
+    _auto_class = "AutoConfig"
     base_config_key = "vision_config"
     sub_configs_defaults = {"global_config": SubConfigSpec(CTFMGlobalConfig, optional=True)}
 
@@ -193,6 +194,7 @@ class CTFMConfig(PreTrainedConfig):
     """
 
     model_type = "ctfm"
+    _auto_class = "AutoConfig"  # save_pretrained writes the code beside what it saves
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(CTFMVisionConfig),
         "text_config": SubConfigSpec(AutoConfig, model_type="bert"),
@@ -219,11 +221,16 @@ class CTFMConfig(PreTrainedConfig):
             "AutoModelForZeroShotImageClassification": "modeling_ctfm.CTFMModel",
             "AutoModelForImageClassification": "modeling_ctfm.CTFMForImageClassification",
             "AutoModelForSemanticSegmentation": "modeling_ctfm.CTFMForSemanticSegmentation",
+            "AutoBackbone": "modeling_ctfm.CTFMModelBackbone",
         }
     )
     custom_pipelines: dict[str, dict] = field(
         default_factory=lambda: {
-            "zero-shot-image-classification": {"impl": "pipeline_ctfm.CTFMZeroShotPipeline", "pt": ["AutoModel"]}
+            "zero-shot-image-classification": {"impl": "pipeline_ctfm.CTFMZeroShotPipeline", "pt": ["AutoModel"]},
+            "image-classification": {
+                "impl": "pipeline_ctfm.CTFMImageClassificationPipeline",
+                "pt": ["AutoModelForImageClassification"],
+            },
         }
     )
 

@@ -82,6 +82,7 @@ class CTFMImageProcessor(BaseImageProcessor):
             expect the one that they were trained with.
     """
 
+    _auto_class = "AutoImageProcessor"
     model_input_names = ["pixel_values", "crop_grid", "crop_mask"]
 
     def __init__(

@@ -13,14 +13,11 @@ Shapes: `b` batch, `g` crops in a scan, `c` channels, `D H W` voxels of a crop, 
 # transformers declares sub-configs and outputs as optional or as plain dictionaries; here they are what they were built as.
 
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +41,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ctfm import CTFMConfig, CTFMGlobalConfig, CTFMVisionConfig
+
+if TYPE_CHECKING:  # never runs: the Hub loader and save_pretrained copy what a file imports, so all files go together
+    from .drawing_ctfm import draw_planes  # noqa: F401
+    from .pipeline_ctfm import CTFMZeroShotPipeline  # noqa: F401
+    from .processing_ctfm import CTFMProcessor  # noqa: F401
 
 
 @dataclass
@@ -444,6 +446,7 @@ class CTFMBackbone(BackboneMixin, CTFMPreTrainedModel):
 
     config: CTFMVisionConfig
     config_class = CTFMVisionConfig
+    _auto_class = "AutoBackbone"
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^(vision_model\.)?global_model", *JOINT_SPACE, *CLASSIFIER, *DECODER]
@@ -471,6 +474,23 @@ class CTFMBackbone(BackboneMixin, CTFMPreTrainedModel):
         return BackboneOutput(
             feature_maps=tuple(maps), hidden_states=output.hidden_states, attentions=output.attentions
         )
+
+
+class CTFMModelBackbone(CTFMBackbone):
+    """`CTFMBackbone` from the folder of a whole model. Calling it gives a `CTFMBackbone`.
+
+    It exists because `AutoBackbone` takes only a class whose `config_class` is that of the folder.
+    """
+
+    config: CTFMConfig
+    config_class = CTFMConfig
+
+    def __new__(
+        cls, config: CTFMConfig, out_features: list[str] | None = None, out_indices: list[int] | None = None
+    ) -> CTFMBackbone:
+        if out_features is not None or out_indices is not None:
+            config.vision_config.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        return CTFMBackbone(config.vision_config)
 
 
 # ---- global: descriptors of a scan -> scan features ----
@@ -539,6 +559,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
 
     config: CTFMVisionConfig
     config_class = CTFMVisionConfig
+    _auto_class = "AutoModel"
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [*JOINT_SPACE, *CLASSIFIER, *DECODER]
@@ -744,6 +765,7 @@ def pool_token_scores(scores: Tensor, occupied: Tensor) -> Tensor:
 class CTFMModel(CTFMPreTrainedModel):
     """Scans and texts in one space; `logits_per_image` says how well each text fits each scan."""
 
+    _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected = [*CLASSIFIER, *DECODER]
 
     def __init__(self, config: CTFMConfig):
@@ -764,12 +786,9 @@ class CTFMModel(CTFMPreTrainedModel):
             self.score_bias = nn.Parameter(torch.zeros(1))
         self.post_init()
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **settings: Any) -> None:
-        """As every model does, and beside the code that goes along, the pipeline that `config.custom_pipelines` names."""
-        super().save_pretrained(save_directory, *arguments, **settings)
-        pipeline = Path(__file__).with_name("pipeline_ctfm.py")
-        if pipeline.is_file() and Path(save_directory).resolve() != pipeline.parent:
-            shutil.copy(pipeline, save_directory)
+    def to_int8(self) -> None:
+        """See `CTFMVisionModel.to_int8`; the text tower and the projections stay as they are."""
+        self.vision_model.to_int8()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -956,6 +975,7 @@ def pool_text(hidden_states: Tensor, attention_mask: Tensor | None, pooling: str
 class CTFMForImageClassification(CTFMPreTrainedModel):
     """Findings of a scan: one logit a finding, named in `config.id2label`."""
 
+    _auto_class = "AutoModelForImageClassification"
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [*JOINT_SPACE, *DECODER]
@@ -1068,6 +1088,7 @@ class CTFMFineDecoder(nn.Module):
 class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
     """A label for every voxel of every crop; `CTFMImageProcessor.to_patient_space` brings them back to the scan."""
 
+    _auto_class = "AutoModelForSemanticSegmentation"
     base_model_prefix = "vision_model"
     input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [*JOINT_SPACE, *CLASSIFIER]
@@ -1144,6 +1165,7 @@ __all__ = [
     "CTFMGlobalModel",
     "CTFMLocalModel",
     "CTFMModel",
+    "CTFMModelBackbone",
     "CTFMOutput",
     "CTFMPreTrainedModel",
     "CTFMVisionModel",

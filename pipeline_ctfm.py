@@ -1,8 +1,10 @@
-"""Scan and names of findings -> how likely each is present, as a transformers pipeline.
+"""Scan -> how likely each finding is present, as transformers pipelines: of findings by name, and of those trained for.
 
 from transformers import pipeline
 grade = pipeline("zero-shot-image-classification", model=repo, trust_remote_code=True)
 grade("study.zip", candidate_labels=["Pleural effusion", "Lung nodule"])
+classify = pipeline("image-classification", model=fine_tuned, trust_remote_code=True)
+classify("study.zip")
 """
 
 # pyright: reportArgumentType=false, reportOptionalCall=false, reportCallIssue=false, reportReturnType=false
@@ -48,17 +50,68 @@ def calibrate(logit: float, numbers: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-class CTFMZeroShotPipeline(Pipeline):
-    """Grades findings that the model was never told about, by comparing the scan with a present and an absent prompt of each.
-
-    The score is the softmax over the two: it orders scans. Of the findings that the checkpoint is calibrated for, a
-    probability with its interval and a verdict stand beside it.
-    """
+class CTFMPipeline(Pipeline):
+    """What both pipelines share: scans come in whatever form `CTFMImageProcessor.preprocess` takes."""
 
     _load_processor = False
     _load_image_processor = True
     _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def preprocess(self, scan: Source, **reading: Any) -> CTFMBatchFeature:
+        return self.image_processor(scan, return_tensors="pt", **reading)
+
+
+def chosen(**settings: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+class CTFMImageClassificationPipeline(CTFMPipeline):
+    """Grades the findings that a `CTFMForImageClassification` was trained for, named in `config.id2label`."""
+
+    def _sanitize_parameters(
+        self, spacing: Sequence[float] | str | None = None, series_uid: str | None = None, top_k: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return chosen(spacing=spacing, series_uid=series_uid), {}, chosen(top_k=top_k)
+
+    def _forward(self, inputs: CTFMBatchFeature) -> dict[str, torch.Tensor]:
+        return {"logits": self.model(**inputs).logits}
+
+    def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | None = None) -> list[dict[str, Any]]:
+        """The `top_k` likeliest findings, all by default: `[{"label": str, "score": float}, ...]`.
+
+        The score is a sigmoid for every finding; with `config.problem_type` "single_label_classification" the softmax over all.
+        """
+        logits = outputs["logits"][0].float()
+        is_single = self.model.config.problem_type == "single_label_classification"
+        scores = (logits.softmax(0) if is_single else logits.sigmoid()).tolist()
+        graded = [
+            {"label": name, "score": scores[int(number)]} for number, name in (self.model.config.id2label or {}).items()
+        ]
+        return sorted(graded, key=lambda row: -row["score"])[:top_k]
+
+
+class CTFMZeroShotPipeline(CTFMPipeline):
+    """Grades findings that the model was never told about, by comparing the scan with a present and an absent prompt of each.
+
+    The score is the softmax over the two: it orders scans. Of the findings that the checkpoint is calibrated for, a
+    probability with its interval and a verdict stand beside it.
+
+    Raises:
+        ValueError: the weights are of a model without a joint space of scans and texts, a fine-tuned one for instance.
+    """
+
     _load_tokenizer = True
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        saved_as = self.model.config.architectures or ["CTFMModel"]
+        if "CTFMModel" not in saved_as:
+            raise ValueError(
+                f"The checkpoint holds {', '.join(saved_as)}, which has no joint space of scans and texts, so findings cannot "
+                'be graded by name. For the findings that it was trained for: pipeline("image-classification", ...).'
+            )
 
     def _sanitize_parameters(
         self,
@@ -68,15 +121,8 @@ class CTFMZeroShotPipeline(Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if isinstance(candidate_labels, str):
             candidate_labels = [candidate_labels]
-        reading = {"spacing": spacing, "series_uid": series_uid}
-        return (
-            {name: value for name, value in reading.items() if value is not None},
-            {},
-            ({} if candidate_labels is None else {"candidate_labels": list(candidate_labels)}),
-        )
-
-    def preprocess(self, scan: Source, **reading: Any) -> CTFMBatchFeature:
-        return self.image_processor(scan, return_tensors="pt", **reading)
+        labels = {} if candidate_labels is None else {"candidate_labels": list(candidate_labels)}
+        return chosen(spacing=spacing, series_uid=series_uid), {}, labels
 
     def _forward(self, inputs: CTFMBatchFeature) -> dict[str, torch.Tensor]:
         features = self.model.get_image_features(**inputs).pooler_output
@@ -112,4 +158,4 @@ class CTFMZeroShotPipeline(Pipeline):
         return sorted(graded, key=lambda row: -row["score"])
 
 
-__all__ = ["CTFMZeroShotPipeline", "calibrate", "finding_prompts"]
+__all__ = ["CTFMImageClassificationPipeline", "CTFMZeroShotPipeline", "calibrate", "finding_prompts"]

@@ -19,6 +19,7 @@ class TrialReportConfig(PreTrainedConfig):
     """
 
     model_type = "trialreport"
+    _auto_class = "AutoConfig"  # save_pretrained writes the code beside what it saves
 
     vocab_size: int = 30522
     hidden_size: int = 384

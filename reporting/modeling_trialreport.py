@@ -10,6 +10,7 @@ Shapes: `b` reports, `w` windows in the batch, `t` tokens of a window, `s` sente
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_trialreport import TrialReportConfig
+
+if TYPE_CHECKING:  # never runs: the Hub loader and save_pretrained copy what a file imports, so all files go together
+    from .processing_trialreport import TrialReportProcessor  # noqa: F401
 
 
 @dataclass
@@ -191,6 +195,8 @@ class TrialReportForSentenceLabels(TrialReportPreTrainedModel):
     the sentence of the batch that a token belongs to (`report * s + sentence`) or -1, `sentence_mask`, `section_kinds` and
     `places` `(b, s)`. `labels` `(b, s, l)` are 1, 0, or -100 where nobody annotated.
     """
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: TrialReportConfig):
         super().__init__(config)

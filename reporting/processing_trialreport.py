@@ -50,6 +50,8 @@ class TrialReportProcessor(ProcessorMixin):
         header_tokens: tokens of a window's headers.
     """
 
+    _auto_class = "AutoProcessor"
+
     def __init__(self, tokenizer=None, window_tokens=192, sentence_tokens=144, header_tokens=24, **kwargs):
         self.window_tokens = window_tokens
         self.sentence_tokens = sentence_tokens

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ctfm.train.shards import Manifest
 from ctfm.volume_ctfm import Volume
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoProcessor, pipeline
 
 from tests.phantoms import canonical_affine
 from tests.tiny import tiny_config, tiny_tokenizer
@@ -200,6 +201,29 @@ def test_the_export_is_loaded_by_auto_classes_and_says_what_was_trained(
     inputs = processor((manifest.read_box(scan, (0, 0, 0), scan.shape), scan.affine))
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, trained(**inputs).logits, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("start", ["both towers", "scan encoder"])
+def test_the_export_has_a_pipeline_and_a_processor_and_no_calibration_of_its_parent(
+    start: str, data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent"
+    if start == "both towers":
+        shutil.copytree(checkpoint, parent)
+        config = json.loads((parent / "config.json").read_text())
+        (parent / "config.json").write_text(json.dumps(config | {"calibration": {"ball": {"slope": 1.0}}}))
+    else:
+        CTFMVisionModel.from_pretrained(checkpoint).save_pretrained(parent)
+        CTFMImageProcessor.from_pretrained(checkpoint).save_pretrained(parent)
+    out = tmp_path / "run"
+    train(out, data, recipe_of("findings", parent))
+    processor = AutoProcessor.from_pretrained(out / "exported")
+    assert type(processor) is (CTFMProcessor if start == "both towers" else CTFMImageProcessor)
+    classify: Any = pipeline("image-classification", model=str(out / "exported"), trust_remote_code=True)
+    assert classify.model.config.calibration is None
+    manifest = Manifest(data)
+    scan = (manifest.read_box(manifest[0], (0, 0, 0), manifest[0].shape), manifest[0].affine)
+    assert {row["label"] for row in classify(scan)} == {"ball", "unknown in some"}
 
 
 @pytest.mark.parametrize("teaches", ["findings", "segmentation"])

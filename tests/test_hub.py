@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, PreTrainedModel, pipeline
 from transformers.utils import logging
 
+from tests.local_hub import LocalHub
 from tests.tiny import tiny_config, tiny_crops, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -94,13 +95,13 @@ def imported_files(name: str) -> set[str]:
 
 def test_a_saved_model_carries_its_code_and_weights_and_nothing_else(folders: Path) -> None:
     code = imported_files("modeling_ctfm.py")
-    assert code == {"configuration_ctfm.py", "modeling_ctfm.py"}
+    assert code == {path.name for path in ROOT.glob("*_ctfm.py")} - {"studies_ctfm.py"}  # which is for folders of scans
     for name in ("findings", "organs", "vision"):
         assert {path.name for path in (folders / name).iterdir()} == code | {"config.json", "model.safetensors"}
 
 
 def test_a_saved_dual_model_and_processor_carry_what_both_and_the_pipeline_need(folders: Path) -> None:
-    code = set().union(*(imported_files(f"{name}_ctfm.py") for name in ("modeling", "processing", "pipeline")))
+    code = imported_files("modeling_ctfm.py")
     data = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (folders / "dual").iterdir()} == code | data
 
@@ -115,6 +116,7 @@ def test_every_saved_checkpoint_names_every_auto_class(folders: Path, name: str)
         "AutoModelForZeroShotImageClassification",
         "AutoModelForImageClassification",
         "AutoModelForSemanticSegmentation",
+        "AutoBackbone",
     }
 
 
@@ -171,7 +173,7 @@ with torch.no_grad():
     built.load_state_dict(dual.state_dict())
     dual.save_pretrained(out / "again")
     again = transformers.AutoModel.from_pretrained(out / "again", **trusted)
-    grade = transformers.pipeline(model=str(root / "dual"), **trusted)
+    grade = transformers.pipeline("zero-shot-image-classification", model=str(root / "dual"), **trusted)
     scores = {entry["label"]: entry["score"] for entry in grade(scan, candidate_labels=texts)}
     results["pipeline"] = torch.tensor([scores[text] for text in texts], dtype=torch.float64)
     results["dual"] = dual(**inputs).logits_per_image
@@ -208,9 +210,9 @@ def stranger(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return out, run_stranger(STRANGER, folders, out, home=out)
 
 
-def run_stranger(code: str, *arguments: object, home: Path) -> str:
-    """What a fresh process without `ctfm` on its path, without network and with an empty home prints."""
-    settings = {"HOME": str(home / "home"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+def run_stranger(code: str, *arguments: object, home: Path, **settings: str) -> str:
+    """What a fresh process without `ctfm` on its path, with an empty home and, by default, without network prints."""
+    settings = {"HOME": str(home / "home"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | settings
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON", "XDG_"))}
     run = subprocess.run(
         [sys.executable, "-I", "-c", code, *map(str, arguments)],
@@ -283,7 +285,9 @@ def test_rounding_hides_no_other_model() -> None:
 
 def test_a_fresh_process_needs_every_file_of_code_that_was_copied(folders: Path, stranger: tuple[Path, str]) -> None:
     copied = {path.name for path in (folders / "dual").glob("*.py")}
-    assert set(json.loads((stranger[0] / "loaded.json").read_text())) == copied
+    assert set(json.loads((stranger[0] / "loaded.json").read_text())) == copied - {
+        "drawing_ctfm.py"
+    }  # the Space needs it
 
 
 def test_a_fresh_process_prints_nothing_while_it_loads(stranger: tuple[Path, str]) -> None:
@@ -342,6 +346,89 @@ def test_committed_folders_load_in_a_fresh_process_elsewhere_without_the_package
     )
 
 
+# ---- what is pushed can be served ----
+
+PUSH = """
+import sys
+from pathlib import Path
+
+sys.modules["ctfm"] = None
+from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor
+
+root, trusted = Path(sys.argv[1]), {"trust_remote_code": True}
+processor = AutoProcessor.from_pretrained(root / "dual", **trusted)
+dual = AutoModel.from_pretrained(root / "dual", **trusted)
+findings = AutoModelForImageClassification.from_pretrained(root / "findings", **trusted)
+for repo, parts in {
+    "org/dual": (dual, processor),
+    "org/vision": (dual.vision_model, processor.image_processor),
+    "org/findings": (findings, processor),
+}.items():
+    for part in parts:
+        part.push_to_hub(repo)
+"""
+PULL = """
+import sys
+from pathlib import Path
+
+sys.modules["ctfm"] = None
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoProcessor, pipeline
+
+out, trusted = Path(sys.argv[1]), {"trust_remote_code": True}
+scan = (np.load(out / "hu.npy"), np.load(out / "affine.npy"))
+results = {}
+with torch.no_grad():
+    for repo in ("org/dual", "org/vision", "org/findings"):
+        images = AutoProcessor.from_pretrained(repo, **trusted)(images=scan)
+        backbone = AutoBackbone.from_pretrained(repo, out_indices=[1, 2], **trusted).eval()
+        first, last = backbone(images["pixel_values"][0]).feature_maps
+        results |= {f"{repo} backbone 1": first, f"{repo} backbone 2": last}
+    results["vision"] = AutoModel.from_pretrained("org/vision", **trusted)(**images).pooler_output
+    grade = pipeline("zero-shot-image-classification", model="org/dual", **trusted)
+    classify = pipeline("image-classification", model="org/findings", **trusted)
+    results["zero-shot"] = torch.tensor([grade(scan, candidate_labels=["Lung"])[0]["score"]])
+    graded = classify(scan)
+    results["findings"] = torch.tensor([row["score"] for row in sorted(graded, key=lambda row: row["label"])])
+    assert [row["score"] for row in graded] == sorted((row["score"] for row in graded), reverse=True)
+    assert classify(scan, top_k=1) == graded[:1]
+    try:
+        pipeline("zero-shot-image-classification", model="org/findings", **trusted)
+    except ValueError as error:
+        assert "image-classification" in str(error), error
+    else:
+        raise AssertionError("random projections graded a scan")
+save_file({name: value.contiguous() for name, value in results.items()}, out / "results.safetensors")
+"""
+
+
+@torch.no_grad()
+def test_what_a_machine_without_the_package_pushes_another_one_serves(folders: Path, tmp_path: Path) -> None:
+    hu, affine = tiny_scan()
+    np.save(tmp_path / "hu.npy", hu)
+    np.save(tmp_path / "affine.npy", affine)
+    with LocalHub() as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        run_stranger(PUSH, folders, home=tmp_path, HF_TOKEN="hf_test", **settings)
+        shutil.rmtree(tmp_path / "home")  # the other machine
+        run_stranger(PULL, tmp_path, home=tmp_path, **settings)
+    results = load_file(tmp_path / "results.safetensors")
+    images = tiny_processor().image_processor(tiny_scan())
+    backbone = CTFMBackbone.from_pretrained(folders / "dual", out_indices=[1, 2])
+    expected = {"vision": CTFMVisionModel.from_pretrained(folders / "vision")(**images).pooler_output}
+    for repo in ("org/dual", "org/vision", "org/findings"):
+        maps = backbone(images["pixel_values"][0]).feature_maps
+        expected |= {f"{repo} backbone {number}": one for number, one in enumerate(maps, 1)}
+    expected["findings"] = (
+        CTFMForImageClassification.from_pretrained(folders / "findings")(**images).logits[0].sigmoid()
+    )
+    expected["zero-shot"] = results["zero-shot"]
+    assert results.keys() == expected.keys()
+    assert {name for name, value in expected.items() if largest_difference(results[name], value) > ROUNDING} == set()
+
+
 # ---- save and load ----
 
 
@@ -364,7 +451,7 @@ def test_weights_are_restored_exactly_and_as_safetensors_alone(
     model = dual_model().to(dtype)
     model.save_pretrained(tmp_path, max_shard_size="50KB" if shards == "many" else "1GB")
     weights = {path.name for path in tmp_path.iterdir()} - {"config.json"}
-    weights -= {"configuration_ctfm.py", "modeling_ctfm.py", "pipeline_ctfm.py"}
+    weights -= imported_files("modeling_ctfm.py")
     if shards == "one":
         assert weights == {"model.safetensors"}
     else:

@@ -17,8 +17,6 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..configuration_ctfm import CTFMConfig
 
 ROOT = Path(__file__).parent.parent
-PROCESSOR_CLASS = "processing_ctfm.CTFMProcessor"
-DRAWING = "drawing_ctfm.draw_planes"  # of the Space, where the package is not installed
 REPORT_CLASSES = {
     "config.json": {
         "AutoConfig": "configuration_trialreport.TrialReportConfig",
@@ -50,8 +48,7 @@ def write_model_code(folder: Path, root: Path = ROOT) -> None:
     config = CTFMConfig()
     named = {"auto_map": config.auto_map, "custom_pipelines": config.custom_pipelines}
     add_to_json(folder / "config.json", named)
-    pipelines = [pipeline["impl"] for pipeline in config.custom_pipelines.values()]
-    copy_code([*config.auto_map.values(), *pipelines, PROCESSOR_CLASS, DRAWING], root, folder)
+    copy_code(config.auto_map.values(), root, folder)
 
 
 def write_report_code(folder: Path, root: Path = ROOT) -> None:

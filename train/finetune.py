@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..configuration_ctfm import CTFMConfig, CTFMGlobalConfig, CTFMVisionConfig
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
+from ..processing_ctfm import CTFMProcessor
 from .build import Task, mean_crops
 from .checkpoint import check_recipe, find_checkpoints
 from .data import SamplingConfig, Schedule, SourceConfig, load_scans
@@ -72,7 +73,7 @@ def fine_tune(run: Run, accelerator: Accelerator) -> bool:
     model, new = build_model(recipe, build_config(recipe, names))
     if is_main:
         model.config.save_pretrained(run.out / "model")
-        processor.save_pretrained(run.out / "model")
+        CTFMProcessor.from_pretrained(recipe.start).save_pretrained(run.out / "model")
     task = build_task(recipe, schedule, model, new, processor, findings, accelerator.device, processes)
 
     def ask(path: Path) -> dict[str, float]:
@@ -143,6 +144,7 @@ def build_config(recipe: FineTuning, names: Sequence[str]) -> CTFMConfig:
     config = CTFMConfig.from_pretrained(recipe.start)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
+    config.calibration = None  # of the parent's zero-shot scores
     vision = config.vision_config
     assert isinstance(vision, CTFMVisionConfig)
     if vision.global_config is None and recipe.teaches == "segmentation":
@@ -219,10 +221,10 @@ def load_trained(path: Path) -> tuple[LabelModel, CTFMImageProcessor]:
 
 def export(path: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Checkpoint -> a folder that `from_pretrained` loads, code files included."""
-    model, processor = load_trained(path)
+    model, _ = load_trained(path)
     nn.Module.to(model, dtype)
     model.save_pretrained(out)
-    processor.save_pretrained(out)
+    CTFMProcessor.from_pretrained(str(path.parents[1] / "model")).save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def label(phantom: Phantom) -> dict[str, int]:
     """Columns of the table: 1 for what the scan shows, 0 for the rest.
 
     >>> named = label(make_phantom(7, shape=(24, 32, 32), findings=["Pleural effusion"]))
-    >>> [name for name, present in named.items() if present]
-    ['Pleural effusion', 'Left pleural effusion']
+    >>> named["Pleural effusion"], named["Lung nodule"]
+    (1, 0)
     """
     labels = {name: phantom.labels[name] for name in FINDING_NAMES}
     for name in SIDED_NAMES:

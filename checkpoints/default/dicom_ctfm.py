@@ -2,7 +2,7 @@
 
 - Slices are ordered by position along their normal. Identical duplicates are dropped, different ones refused. A hole of up
   to `MAX_GAP_STEPS` slice distances and `MAX_GAP_MM` is filled by linear interpolation from the true positions, a larger
-  one refused.
+  one refused, unless the thickness of the slices or the distance that they state explains it.
 - Which stack is read, and when the caller must choose: `dicom_stack_ctfm.py`.
 """
 
@@ -19,6 +19,7 @@ from .dicom_pixels_ctfm import DEFLATED, LOSSY, SYNTAX_NAMES, read_stored, to_ho
 from .dicom_stack_ctfm import SAME_POSITION_MM, Stack, choose_stack, group_slices, names_contrast, places_along_normal
 from .scan_ctfm import (
     MAX_SPACING_MM,
+    MIN_SPACING_MM,
     AmbiguousSeriesError,
     GeometryError,
     HounsfieldStack,
@@ -117,6 +118,7 @@ def _find_stacks(source: str, kinds: dict[Path, str]) -> tuple[list[Stack], Coun
         try:
             found = read_header(path)
         except VolumeError as error:
+            error.__traceback__ = error.__context__ = None  # their frames hold what was read of the file
             unreadable[path] = error
             continue
         if isinstance(found, str):
@@ -137,7 +139,8 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
     slots, places = _slots(slices)
     check_shape((len(places), slices[0].pixels.rows, slices[0].pixels.columns), slices[0].pixels.path.name)
     affine = _stack_affine(slices, slots, places)
-    _check_gaps(places)
+    by_plane = [slices[slots.index(slot)] for slot in range(len(places))]
+    _check_gaps(places, by_plane)
     hu = _read_hounsfield(stack, slots, len(places), warnings)
     _check_alternation(hu)
     num_duplicates = len(slices) - len(places)
@@ -154,6 +157,7 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
     if missing:
         warnings.append("The header gives no rescale slope and intercept; 1 and 0 were assumed.")
     warnings += _suspicions(slices[0])
+    warnings += _missing_by_spacing(places, by_plane)
     hu, affine, resampled = _fill_gaps(hu, affine, places, warnings)
     return Scan(
         hu=hu,
@@ -227,16 +231,50 @@ def _usual_step(places: np.ndarray) -> float:
     return float(np.quantile(np.diff(places), 0.2, method="lower"))
 
 
-def _check_gaps(places: np.ndarray) -> None:
-    step, widest = _usual_step(places), float(np.diff(places).max())
+def _check_gaps(places: np.ndarray, slices: list[Slice]) -> None:
+    steps = np.diff(places)
+    step = _usual_step(places)
     if step > MAX_SPACING_MM:
         raise GeometryError("absurd slice distance", value=f"{step:g} mm")
-    if not _is_regular(places) and (widest > MAX_GAP_STEPS * step * 1.05 or widest > max(MAX_GAP_MM, step * 1.05)):
+    if _is_regular(places):
+        return
+    unexplained = steps[~_is_explained(steps, slices)]
+    widest = float(unexplained.max(initial=0.0))
+    if widest > MAX_GAP_STEPS * step * 1.05 or widest > max(MAX_GAP_MM, step * 1.05):
         raise GeometryError(
             "slices are missing",
             value=f"a hole of {widest:.1f} mm between slices {step:.2f} mm apart",
             cure=f"Holes up to {MAX_GAP_STEPS:g} slice distances and {MAX_GAP_MM:g} mm are filled; send the series again.",
         )
+
+
+def _is_explained(steps: np.ndarray, slices: list[Slice]) -> np.ndarray:
+    """For each step whether a protocol made it: slices as thick as the step is wide, or which state it as their distance,
+    where thickness changes along the scan or the step comes again. One wide step between slices like all others is a gap."""
+    thickness, spacing = (
+        np.array([_float(one.facts[name]) or 0.0 for one in slices]) for name in ("thickness", "spacing")
+    )
+    covered = steps <= 1.1 * np.maximum(thickness[:-1], thickness[1:])
+    stated = np.minimum(np.abs(spacing[:-1] - steps), np.abs(spacing[1:] - steps)) <= REGULAR_TOLERANCE * steps
+    same = np.abs(np.diff(steps)) <= REGULAR_TOLERANCE * steps[1:]
+    is_run = np.concatenate([[False], same]) | np.concatenate([same, [False]])
+    changes = thickness.max() > 1.1 * thickness.min()
+    return (covered | stated) & (is_run | changes)
+
+
+def _missing_by_spacing(places: np.ndarray, slices: list[Slice]) -> list[str]:
+    """Equal steps that are a multiple of the distance which the header states."""
+    spacing = _float(slices[0].facts["spacing"])
+    step = places[-1] / (len(places) - 1)
+    if spacing is None or spacing < MIN_SPACING_MM or not _is_regular(places):
+        return []
+    times = round(step / spacing)
+    if times < 2 or abs(step / spacing - times) > REGULAR_TOLERANCE:
+        return []
+    which = "every second slice is" if times == 2 else f"{times - 1} of {times} slices are"
+    return [
+        f"The header says that slices lie {spacing:g} mm apart, but they lie {step:.2f} mm apart: probably {which} missing."
+    ]
 
 
 def _check_alternation(hu: np.ndarray) -> None:

@@ -1,13 +1,21 @@
-"""Volume and features -> pictures. Nothing but voxels and orientation letters is drawn."""
+"""Volume and features -> pictures. Nothing but voxels and orientation letters is drawn. Needs Pillow."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .volume_ctfm import Volume
+
+try:  # the Hub loader refuses all code of a model where a hard import of one file is missing
+    from PIL import Image, ImageDraw, ImageFont
+except ImportError:
+    HAS_PILLOW = False
+else:
+    HAS_PILLOW = True
 
 INTENSITY_WINDOWS = {"lung": (-1350.0, 150.0), "mediastinum": (-160.0, 240.0), "bone": (-500.0, 1300.0)}
 PLANES = ("axial", "coronal", "sagittal")
@@ -50,7 +58,12 @@ def draw_planes(
         colours: red, green and blue from 0 to 1, each `(D, H, W)` on the scan, laid over it with `opacity`.
         centre: voxel through which the planes go; the middle of the scan by default.
         height: of the picture, in pixels.
+
+    Raises:
+        ImportError: Pillow is not installed.
     """
+    if not HAS_PILLOW:
+        raise ImportError("Pictures need Pillow, which is not installed: pip install Pillow", name="PIL")
     centre = centre or tuple(size // 2 for size in volume.hu.shape)
     low, high = intensity_window
     tiles = []

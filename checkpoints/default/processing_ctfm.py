@@ -1,22 +1,33 @@
 """Scans and texts -> everything `CTFMModel` takes."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import TensorType
+from transformers.utils import TensorType, cached_file
 
 from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor, Segmentation
 from .volume_ctfm import Source
+
+HUB_SETTINGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class CTFMProcessor(ProcessorMixin):
     """`CTFMImageProcessor` beside the text tower's tokenizer."""
 
+    _auto_class = "AutoProcessor"  # save_pretrained writes the code beside what it saves
     valid_processor_kwargs = None
 
     def __init__(self, image_processor: CTFMImageProcessor | None = None, tokenizer: Any = None, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **loading: Any) -> Any:
+        """The processor of a folder or Hub id; of a scan encoder, which has no tokenizer, its image processor."""
+        place = {name: loading[name] for name in HUB_SETTINGS if name in loading}
+        tokenizer = cached_file(source, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **place)
+        return (CTFMImageProcessor if tokenizer is None else super()).from_pretrained(source, **loading)
 
     def __call__(
         self,

@@ -17,12 +17,12 @@ import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .archive_ctfm import ANALYZE, NOT_FETCHED, list_files, tell_kind, unpack
 from .dicom_ctfm import list_dicom_stacks, read_dicom
@@ -66,6 +66,7 @@ MIN_TISSUE_HU = -200  # fat is -100
 EIGHT_BITS = re.compile(r"u?int[1-8]")
 MAX_OBLIQUE_DEGREES = 30.0
 MAX_SHEAR_DEGREES = 0.5
+RESAMPLING_THREADS = 2
 RASTERS = ("nifti", "metaimage", "nrrd")
 
 # Columns: depth, height, width of the canonical orientation, in RAS.
@@ -566,33 +567,76 @@ def _bounding_grid(
 
 
 def _resample(hu: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Trilinear, slice by slice, air outside; whole numbers stay whole numbers (rounded)."""
-    matrix = torch.from_numpy(np.linalg.inv(affine) @ target).float()
-    voxels = torch.from_numpy(hu).reshape(-1)
-    strides = (hu.shape[1] * hu.shape[2], hu.shape[2], 1)
+    """Trilinear, slice by slice, air outside; whole numbers stay whole numbers (rounded).
+
+    numpy in `RESAMPLING_THREADS` threads: torch's own threads wait for each other while they spin, which multiplies the time
+    on busy cores.
+    """
+    matrix = np.linalg.inv(affine) @ target  # (d, h, w, 1) of the target -> index in `hu`
+    # Of a tilted stack each plane stays a plane and shifts: then rows and columns are interpolated one after the other.
+    is_shift = np.abs(matrix[[0, 0, 1, 2], [1, 2, 2, 1]]).max() < 1e-6
+    plane_at = _shifted_plane if is_shift else _trilinear_plane
     out = np.empty(shape, hu.dtype)
-    rows, columns = torch.arange(shape[1])[:, None], torch.arange(shape[2])[None, :]
-    for d in range(shape[0]):
-        inside = torch.ones(shape[1:], dtype=torch.bool)
-        corners = [(torch.zeros(shape[1:], dtype=torch.long), torch.ones(shape[1:]))]
-        for axis, size in enumerate(hu.shape):
-            place = matrix[axis, 0] * d + matrix[axis, 1] * rows + matrix[axis, 2] * columns + matrix[axis, 3]
-            inside &= (place > -0.501) & (place < size - 0.499)
-            place = place.clamp(0, size - 1)
-            low = place.floor().clamp(max=max(0, size - 2)).long()
-            part = place - low
-            step = strides[axis]
-            corners = [
-                corner
-                for index, weight in corners
-                for corner in ((index + low * step, weight * (1 - part)), (index + (low + 1) * step, weight * part))
-            ]
-        plane = torch.zeros(shape[1:])
-        for index, weight in corners:
-            plane += weight * voxels[index]
-        plane[~inside] = AIR_HU
-        out[d] = (plane.round() if hu.dtype == np.int16 else plane).numpy()
+
+    def fill(d: int) -> None:
+        plane = plane_at(hu, matrix, d, shape[1:])
+        out[d] = np.rint(plane) if hu.dtype == np.int16 else plane
+
+    with ThreadPoolExecutor(max_workers=RESAMPLING_THREADS) as pool:
+        for _ in pool.map(fill, range(shape[0])):
+            pass
     return out
+
+
+def _neighbours(place: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For places along an axis: the index below, how far towards the next, and whether a voxel of `hu` covers the place."""
+    inside = (place > -0.501) & (place < size - 0.499)
+    place = np.clip(place, 0, size - 1)
+    low = np.minimum(place.astype(np.int64), size - 2)
+    return low, (place - low).astype(np.float32), inside
+
+
+def _shifted_plane(hu: np.ndarray, matrix: np.ndarray, d: int, shape: tuple[int, int]) -> np.ndarray:
+    steps = (np.zeros(1), np.arange(shape[0]), np.arange(shape[1]))
+    found = []
+    for axis, size in enumerate(hu.shape):
+        place = matrix[axis, 0] * d + matrix[axis, axis] * steps[axis] * (axis > 0) + matrix[axis, 3]
+        found.append(_neighbours(np.round(place, 6), size))
+    (depth, part, inside), (rows, row_parts, row_inside), (columns, column_parts, column_inside) = found
+    plane = _between(hu[depth[0]], hu[depth[0] + 1], part[0])
+    plane = _between(plane[rows], plane[rows + 1], row_parts[:, None])
+    plane = _between(plane[:, columns], plane[:, columns + 1], column_parts)
+    plane[~row_inside] = AIR_HU
+    plane[:, ~column_inside] = AIR_HU
+    return plane if inside[0] else np.full_like(plane, AIR_HU)
+
+
+def _between(first: np.ndarray, second: np.ndarray, part: np.ndarray | np.float32) -> np.ndarray:
+    first = first.astype(np.float32)
+    return first if not np.any(part) else first + part * (second - first)
+
+
+def _trilinear_plane(hu: np.ndarray, matrix: np.ndarray, d: int, shape: tuple[int, int]) -> np.ndarray:
+    rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
+    strides = (hu.shape[1] * hu.shape[2], hu.shape[2], 1)
+    index, inside, parts = np.zeros(shape, np.int64), np.ones(shape, bool), []
+    for axis, size in enumerate(hu.shape):
+        place = matrix[axis, 0] * d + matrix[axis, 1] * rows + matrix[axis, 2] * columns + matrix[axis, 3]
+        low, part, covered = _neighbours(place, size)
+        index += low * strides[axis]
+        inside &= covered
+        parts.append(part)
+    voxels = hu.reshape(-1)
+    corners = [
+        voxels[index + sum(corner)].astype(np.float32) for corner in itertools.product(*((0, s) for s in strides))
+    ]
+    for part in parts:  # depth, height, width: each halves the corners
+        half = len(corners) // 2
+        corners = [
+            first + part * (second - first) for first, second in zip(corners[:half], corners[half:], strict=True)
+        ]
+    corners[0][~inside] = AIR_HU
+    return corners[0]
 
 
 def _nifti_header(affine: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> bytes:
