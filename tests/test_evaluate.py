@@ -14,15 +14,18 @@ from ctfm.pipeline_ctfm import finding_prompts
 from ctfm.processing_ctfm import CTFMProcessor
 from ctfm.train import evaluate as page
 from ctfm.train import features as encoding
+from ctfm.train import probe as probing
 from ctfm.train.cases import find_population, find_sides, label_table, read_case, read_label_map, report_part
 from ctfm.train.evaluate import Evaluation, calibrate, evaluate, keep_first_of_equal, probabilities_of
 from ctfm.train.features import Pointer
 from ctfm.train.layouts import read_table
+from ctfm.train.metrics import FindingTable
 from ctfm.train.phantom import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, make_phantom
 from ctfm.train.phantom_dataset import PhantomDataset, write_dataset
 from ctfm.train.prepare import main as prepare
-from ctfm.train.protocol import PROTOCOLS, load_protocol, say
+from ctfm.train.protocol import PAIR, PROTOCOLS, finding_directions, load_protocol, say
 from ctfm.train.real_scans import main as look_at_real_scans
+from ctfm.train.shards import Manifest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -135,6 +138,37 @@ def test_the_features_are_those_of_the_model(tmp_path: Path, prepared: Path, che
     np.testing.assert_allclose(found.sets["joint"][1], joint, atol=1e-5)
 
 
+@pytest.mark.parametrize("token_scores", [False, True])
+def test_evaluation_and_probe_score_findings_as_the_model_does(
+    tmp_path: Path, prepared: Path, token_scores: bool
+) -> None:
+    torch.manual_seed(0)
+    config = tiny_config()
+    config.token_scores = token_scores
+    model, tokenizer = CTFMModel(config).eval(), tiny_tokenizer()
+    processor = CTFMProcessor(CTFMImageProcessor(crop_size=CROP, spacing=SPACING), tokenizer)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    findings = ["Ascites", "Pleural effusion"]
+    cases = find_population(load_protocol("phantoms"), [prepared], 3, 3).test
+    texts = encoding.Texts(str(tmp_path / "model"))
+    directions = finding_directions(texts, PAIR, findings)
+    found = encoding.encode(str(tmp_path / "model"), cases, tmp_path, directions=directions).sets["scores"]
+    manifest = Manifest(prepared)
+    rows = np.array([case.row for case in cases])
+    (probed,) = probing.encode_scans([(model, processor)], manifest, rows, findings)
+    assert probed.zero_shot is not None
+    words = tokenizer([text for name in findings for text in finding_prompts(name)], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        embeds = model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output
+        embeds = torch.nn.functional.normalize(embeds, dim=-1).view(2, 2, -1)
+        for number, case in enumerate(cases):
+            image = model.get_image_features(**processor.image_processor(read_case(case)), output_dense_features=True)
+            expected = model.score_texts(image, embeds[:, 0] - embeds[:, 1])[0][0].numpy()
+            np.testing.assert_allclose(found[number], expected, atol=2e-3)  # stored tokens are float16
+            np.testing.assert_allclose(probed.zero_shot.values[number], expected, atol=1e-4)
+
+
 def test_features_of_another_model_that_knows_everything_score_full_marks(
     tmp_path: Path, prepared: Path, protocol: str
 ) -> None:
@@ -145,7 +179,7 @@ def test_features_of_another_model_that_knows_everything_score_full_marks(
     texts, axes = dict[str, np.ndarray](), np.eye(len(FINDING_NAMES) + 30, dtype=np.float32)
     for split in (population.train, population.validation, population.test):
         for number, case in enumerate(split):
-            present = label_table([case], FINDING_NAMES)[0].astype(np.float32)
+            present = label_table([case], FINDING_NAMES).values[0].astype(np.float32)
             embed = np.concatenate([2 * present - 1, 0.5 * axes[number % 30, :30]])  # and the scan's own mark
             file = f"{case.case_id}.safetensors"
             save_file({"scan_features": present, "image_embeds": embed}, folder / file)
@@ -273,7 +307,8 @@ def test_the_pair_is_what_the_pipeline_says_and_the_probability_is_its_own() -> 
     random = np.random.default_rng(0)
     x = random.normal(0, 2, 400)
     labels = (random.random(400) < probabilities_of({"slope": 1.5, "intercept": -1.0}, x)).astype(float)
-    fitted = calibrate(x[:, None], labels[:, None], ["Ascites"])["Ascites"]
+    logits, truth = (FindingTable(findings=("Ascites",), values=values[:, None]) for values in (x, labels))
+    fitted = calibrate(logits, truth)["Ascites"]
     p = probabilities_of(fitted, x)
     answers = [calibrate_one(value, fitted) for value in x]
     np.testing.assert_allclose([answer["probability"] for answer in answers], p, atol=1e-9)
@@ -284,7 +319,8 @@ def test_the_pair_is_what_the_pipeline_says_and_the_probability_is_its_own() -> 
 
 def test_scores_that_say_nothing_of_a_finding_are_not_calibrated() -> None:
     labels = np.tile([0.0, 1.0], 50)[:, None]
-    assert calibrate(-labels, labels, ["Ascites"]) == {}
+    tables = [FindingTable(findings=("Ascites",), values=values) for values in (-labels, labels)]
+    assert calibrate(*tables) == {}
 
 
 def test_equal_reports_are_kept_once() -> None:

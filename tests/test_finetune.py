@@ -16,7 +16,7 @@ from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, CTFMVisionModel
 from ctfm.train import finetune
 from ctfm.train.checkpoint import find_checkpoints
 from ctfm.train.finetune import load_trained
-from ctfm.train.labels import aurocs, dice_of, grade, name_findings
+from ctfm.train.labels import dice_of, grade, name_findings
 from ctfm.train.prepare import main as prepare
 from ctfm.train.pretrain import Run
 from ctfm.train.recipes import FINE_TUNINGS, FineTuning, OptimizerConfig
@@ -251,17 +251,6 @@ def test_findings_that_every_scan_has_or_none_states_are_left_out(data: Path) ->
     assert name_findings([manifest], [np.arange(len(manifest))]) == ("ball", "unknown in some")
     with pytest.raises(ValueError, match="nothing to learn"):
         name_findings([manifest], [np.array([0])])
-
-
-def test_auroc_counts_what_is_stated_and_needs_five_of_either_kind() -> None:
-    truth = np.full((20, 2), np.nan)
-    truth[:10, 0] = [1, 0] * 5
-    truth[:9, 1] = [1, 0] * 4 + [1]
-    scores = truth.copy()
-    scores[np.isnan(scores)] = 9
-    found = aurocs(scores, truth)
-    assert found[0] == 1.0
-    assert math.isnan(found[1])
 
 
 def test_dice_by_hand() -> None:

@@ -9,6 +9,7 @@ import pytest
 from accelerate import Accelerator
 from ctfm.train import learning
 from ctfm.train import pretrain as loop
+from ctfm.train.metrics import FindingTable
 from ctfm.train.probe import ProbeSet
 from PIL import Image
 
@@ -50,9 +51,10 @@ def test_scores_that_are_the_labels_are_graded_with_one() -> None:
     labels = np.tile([[0, 1], [1, 0]], (10, 1))
     labels[:, 1] = 0  # nobody has the second finding, so it does not count
     scans = tuple(str(number // 2) for number in range(20))
-    test = ProbeSet(features=np.zeros((20, 1)), labels=labels, findings=("a", "b"), scans=scans)
-    assert learning.grade(labels.astype(float), test) == {"auroc": 1.0, "low": 1.0, "high": 1.0}
-    assert learning.grade(np.zeros((20, 2)), test)["auroc"] == 0.5
+    table = FindingTable(findings=("a", "b"), values=labels.astype(float))
+    test = ProbeSet(features=np.zeros((20, 1)), labels=table, scans=scans)
+    assert learning.grade(table, test) == {"auroc": 1.0, "low": 1.0, "high": 1.0}
+    assert learning.grade(FindingTable(findings=("a", "b"), values=np.zeros((20, 2))), test)["auroc"] == 0.5
 
 
 def test_a_panel_a_phase(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from ctfm.train.metrics import (
+    FindingTable,
+    Metric,
     auroc,
     average_precision,
     brier,
@@ -14,7 +16,9 @@ from ctfm.train.metrics import (
     estimate,
     f1,
     fit_calibration,
+    macro_auroc,
     mean,
+    measure_findings,
     rank_own,
     recall_in_pools,
     reliability,
@@ -56,8 +60,59 @@ def test_scans_of_one_patient_are_drawn_together() -> None:
     weights = resample_patients(["a", "a", "b", "c"], 50, seed=1)
     assert (weights[0] == 1).all()
     assert (weights[:, 0] == weights[:, 1]).all()
-    assert {tuple(row) for row in weights[1:, 1:].sum(1, keepdims=True)} == {(3.0,)}
+    np.testing.assert_allclose(weights[:, 1:].sum(1), 3.0)  # of three patients
+    assert (weights > 0).all()
     assert (weights == resample_patients(["a", "a", "b", "c"], 50, seed=1)).all()
+
+
+def test_a_rare_finding_is_measured_in_every_resample() -> None:
+    labels = np.array([1.0] * 5 + [0.0] * 200)
+    scores = FindingTable(findings=("rare", "other"), values=np.random.default_rng(0).random((205, 2)))
+    truth = FindingTable(findings=("rare", "other"), values=np.stack([labels, np.tile([0, 1, 0, 1, 0], 41)], 1))
+    weights = resample_patients([str(number) for number in range(205)], 1000)
+    found = measure_findings(auroc, scores, truth, weights)
+    assert np.isfinite(list(found.values())).all()
+    with pytest.raises(ValueError, match="1 of 2 resamples lack a metric that the sample has"):
+        estimate(np.array([0.5, np.nan, 0.6]), 10)
+
+
+@pytest.mark.parametrize("metric", [auroc, average_precision, lambda s, y, w: f1(s > 0.5, y, w), risk_coverage])
+def test_what_is_not_stated_does_not_count(metric: Metric) -> None:
+    scores, labels = scored()
+    unstated = np.arange(200) % 3 == 0
+    weights = resample_patients([f"{i}" for i in range(200)], 20)
+    expected = metric(scores[~unstated], labels[~unstated], weights[:, ~unstated])
+    np.testing.assert_allclose(metric(scores, np.where(unstated, np.nan, labels), weights), expected)
+
+
+def test_scores_are_measured_by_labels_of_the_same_findings_alone() -> None:
+    values = np.tile([[0.0, 1.0], [1.0, 0.0]], (10, 1))
+    ab, ba = (FindingTable(findings=names, values=values) for names in (("a", "b"), ("b", "a")))
+    assert macro_auroc(ab, ab) == 1.0
+    with pytest.raises(ValueError, match=r"for a, b cannot be measured by labels of 20 for b, a"):
+        macro_auroc(ab, ba)
+    assert macro_auroc(ab, ba.select(("a", "b"))) == 0.0
+    with pytest.raises(ValueError, match="3 findings cannot name the columns"):
+        FindingTable(findings=("a", "b", "c"), values=values)
+    with pytest.raises(ValueError, match="A finding stands twice"):
+        FindingTable(findings=("a", "a"), values=values)
+
+
+def test_a_finding_needs_five_scans_of_either_kind() -> None:
+    labels = np.full((20, 2), np.nan)
+    labels[:10, 0] = [1, 0] * 5
+    labels[:9, 1] = [1, 0] * 4 + [1]
+    table = FindingTable(findings=("a", "b"), values=labels)
+    assert list(
+        measure_findings(
+            auroc, FindingTable(findings=("a", "b"), values=np.nan_to_num(labels, nan=9)), table, np.ones((1, 20))
+        )
+    ) == ["a"]
+
+
+def test_a_score_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(ValueError, match="1 of 3 scores are NaN"):
+        auroc(np.array([0.0, np.nan, 1.0]), np.array([0.0, 1.0, 1.0]), np.ones((1, 3)))
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..volume_ctfm import Volume, read_segmentation
 from .layouts import LAYOUTS, SPLITS, ScanSource, check_columns, read_table
+from .metrics import FindingTable
 from .prepare import choose_sources, read_source, read_structures
 from .protocol import Protocol
 from .reports import STATEMENTS, split_sections
@@ -200,9 +201,10 @@ def report_part(report: str, part: str) -> str:
     return " ".join(text for heading, text in split_sections(report) if heading in wanted)
 
 
-def label_table(cases: Sequence[Case], findings: Sequence[str]) -> np.ndarray:
-    """`(cases, findings)`: 1, 0, or NaN where nothing is stated."""
-    return np.array([[case.labels.get(name, np.nan) for name in findings] for case in cases]).reshape(len(cases), -1)
+def label_table(cases: Sequence[Case], findings: Sequence[str]) -> FindingTable:
+    """1, 0, or NaN where nothing is stated."""
+    rows = [[case.labels.get(name, np.nan) for name in findings] for case in cases]
+    return FindingTable(findings=tuple(findings), values=np.array(rows).reshape(len(cases), len(findings)))
 
 
 def all_findings(cases: Iterable[Case]) -> tuple[str, ...]:

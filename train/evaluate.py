@@ -37,8 +37,11 @@ from .cases import (
 from .features import Features, Pointer, Texts, encode, image_processor, is_feature_folder, load_encoder
 from .figures import draw_failures, draw_findings, draw_methods, draw_reliability, draw_risk_coverage
 from .frozen import NEIGHBOURS, PENALTIES, Probed, knn_scores, linear_scores, probe_sets
+from .labels import label_names
 from .metrics import (
+    FEWEST,
     Estimate,
+    FindingTable,
     auroc,
     average_precision,
     brier,
@@ -47,11 +50,11 @@ from .metrics import (
     choose_threshold,
     choose_unsure,
     dice,
-    divide,
     estimate,
     f1,
     fit_calibration,
     mean,
+    measure_findings,
     rank_own,
     recall_in_pools,
     reliability,
@@ -60,7 +63,7 @@ from .metrics import (
     sigmoid,
     surface_distances,
 )
-from .protocol import PromptSet, Protocol, average, load_protocol, say
+from .protocol import Protocol, average, finding_directions, load_protocol, say
 
 RECALL = "retrieval/text_to_image/R@10"
 WRONG_AT_MOST = 0.05  # of the answers outside the unsure band, on the split that it is chosen on
@@ -104,31 +107,32 @@ class Results:
     def put(self, key: str, values: np.ndarray, n: int) -> None:
         self.metrics[key] = estimate(values, n)
 
-    def put_findings(self, prefix: str, scores: np.ndarray, labels: np.ndarray, findings: Sequence[str]) -> None:
+    def put_findings(self, prefix: str, scores: FindingTable, labels: FindingTable) -> None:
         """AUROC and average precision of each finding that can be measured, and their means."""
-        found: dict[str, list[np.ndarray]] = {"auroc": [], "average_precision": []}
-        for finding, score, column in zip(findings, scores.T, labels.T, strict=True):
-            if not can_be_measured(column):
-                continue
-            known = ~np.isnan(column)
-            for name, metric in (("auroc", auroc), ("average_precision", average_precision)):
-                values = metric(score[known], column[known], self.weights[:, known])
-                self.put(f"{prefix}/{finding}/{name}", values, int(known.sum()))
-                found[name].append(values)
-        for name, values in found.items():
-            if values:
-                self.put(f"{prefix}/macro_{name}", np.mean(values, 0), len(scores))
+        stated = dict(zip(labels.findings, (~np.isnan(labels.values)).sum(0).tolist(), strict=True))
+        for name, metric in (("auroc", auroc), ("average_precision", average_precision)):
+            found = measure_findings(metric, scores, labels, self.weights)
+            for finding, values in found.items():
+                self.put(f"{prefix}/{finding}/{name}", values, stated[finding])
+            if found:
+                self.put(f"{prefix}/macro_{name}", np.mean(list(found.values()), 0), len(scores))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """An encoder's features of the three splits."""
+    """An encoder's features of the three splits, and what the columns of "scores" are of: KIND/FINDING."""
 
     name: str
     texts: Texts
+    questions: tuple[str, ...]
     train: Features
     validation: Features
     test: Features
+
+    def scores(self, features: Features, kind: str, findings: Sequence[str]) -> FindingTable:
+        """Of every finding by one set of prompts: logits of present against absent, or of a side."""
+        columns = [self.questions.index(f"{kind}/{name}") for name in findings]
+        return FindingTable(findings=tuple(findings), values=features.sets["scores"][:, columns].astype(np.float64))
 
 
 # ---- the run ----
@@ -145,17 +149,21 @@ def evaluate(run: Evaluation) -> Results:
 
     ours = encode_splits(run, run.encoder, protocol, population, findings)
     labels = label_table(population.test, findings)
-    logits, validation_logits = np.zeros((0, 0)), np.zeros((0, 0))
     calibration: dict[str, dict[str, float]] = {}
-    if "joint" in ours.test.sets and ours.texts.are_available:
-        ask_findings(protocol, population, findings, ours, results)
-        logits = zero_shot_logits(ours, ours.test, protocol.prompts["pair"], findings)
+    logits = None
+    if "scores" in ours.test.sets:
+        for name in protocol.prompts:
+            prefix = (
+                "zero_shot" if name == "pair" else f"zero_shot_{name}"
+            )  # "pair" is the one that the pipeline speaks
+            results.put_findings(prefix, ours.scores(ours.test, name, findings), labels)
+        logits = ours.scores(ours.test, "pair", findings)
         if population.validation:
-            validation_logits = zero_shot_logits(ours, ours.validation, protocol.prompts["pair"], findings)
+            validation_logits = ours.scores(ours.validation, "pair", findings)
             known = label_table(population.validation, findings)
-            calibration = calibrate(validation_logits, known, findings)
-            ask_thresholds(validation_logits, known, logits, labels, findings, results)
-            ask_probabilities(calibration, logits, labels, findings, results)
+            calibration = calibrate(validation_logits, known)
+            ask_thresholds(validation_logits, known, logits, labels, results)
+            ask_probabilities(calibration, logits, labels, results)
         parts = protocol.retrieval.texts if protocol.retrieval else ()
         ask_retrieval(protocol, population.test, ours, results, parts, prefix="retrieval")
         ask_laterality(protocol, population, ours, results)
@@ -172,7 +180,7 @@ def evaluate(run: Evaluation) -> Results:
         ask_baseline(protocol, population, findings, baseline, results, prefix=f"baselines/{name}/")
 
     write_results(run, protocol, calibration, results)
-    draw_results(run, population, findings, ours, calibration, logits, labels, results)
+    draw_results(run, population, ours, calibration, logits, labels, results)
     if run.writes_calibration and calibration:
         write_calibration(Path(run.encoder), calibration)
     return results
@@ -188,7 +196,7 @@ def describe_population(protocol: Protocol, population: Population, findings: Se
             f"The population has {len(population.test)} scans, and publications use {expected}: not comparable with them."
         )
     labels = label_table(population.test, findings)
-    rare = [name for name, column in zip(findings, labels.T, strict=True) if not can_be_measured(column)]
+    rare = [name for name, column in zip(findings, labels.values.T, strict=True) if not can_be_measured(column)]
     if rare:
         results.notes.append("Too few scans with or without it to be measured: " + ", ".join(rare) + ".")
 
@@ -206,63 +214,55 @@ def encode_splits(
     numbers = {name: number for number, name in population.structures.items()}
     focal = [name for name in where.findings if name in findings and name in numbers] if where else []
     if where and focal and not is_baseline and not is_feature_folder(encoder) and texts.are_available:
-        sides = {name: encode_prompts(texts, protocol.prompts["pair"], name) for name in focal}
-        directions = {name: average(present) - average(absent) for name, (present, absent) in sides.items()}
+        directions = finding_directions(texts, protocol.prompts["pair"], focal)
         pointer = Pointer(
-            directions=directions, numbers={name: numbers[name] for name in focal}, tolerance_mm=where.tolerance_mm
+            directions=dict(zip(focal, directions, strict=True)),
+            numbers={name: numbers[name] for name in focal},
+            tolerance_mm=where.tolerance_mm,
         )
+    questions = ask_texts(texts, protocol, findings) if texts.are_available else {}
+    directions = np.stack(list(questions.values())) if questions else None
     cache, workers = run.out / "features", run.num_workers
     return Encoded(
         name=encoder,
         texts=texts,
-        test=encode(encoder, population.test, cache, pointer, focal, workers),
-        validation=encode(encoder, population.validation, cache, num_workers=workers),
+        questions=tuple(questions),
+        test=encode(encoder, population.test, cache, pointer, focal, directions, num_workers=workers),
+        validation=encode(encoder, population.validation, cache, directions=directions, num_workers=workers),
         train=encode(encoder, population.train, cache, num_workers=workers),
     )
 
 
-def encode_prompts(texts: Texts, prompts: PromptSet, finding: str) -> tuple[np.ndarray, np.ndarray]:
-    """Present and absent texts of a finding, `(texts, e)` each."""
-    return texts(say(prompts.present, finding, prompts.names)), texts(say(prompts.absent, finding, prompts.names))
+def ask_texts(texts: Texts, protocol: Protocol, findings: Sequence[str]) -> dict[str, np.ndarray]:
+    """KIND/FINDING -> direction `(e,)`: of every finding by every set of prompts, and of those that lie on a side."""
+    asked = {}
+    for kind, prompts in protocol.prompts.items():
+        directions = finding_directions(texts, prompts, findings)
+        asked |= {f"{kind}/{name}": row for name, row in zip(findings, directions, strict=True)}
+    if protocol.laterality is not None:
+        for kind, said in (("left", protocol.laterality.left), ("right", protocol.laterality.right)):
+            asked |= {f"{kind}/{name}": average(texts(say(said, name, {}))) for name in protocol.laterality.findings}
+    return asked
 
 
 # ---- zero-shot findings ----
 
 
-def zero_shot_logits(encoded: Encoded, features: Features, prompts: PromptSet, findings: Sequence[str]) -> np.ndarray:
-    """`(scans, findings)`: logit of the present minus that of the absent text."""
-    sides = [encode_prompts(encoded.texts, prompts, name) for name in findings]
-    directions = np.stack([average(present) - average(absent) for present, absent in sides])
-    return encoded.texts.scale * (features.sets["joint"].astype(np.float64) @ directions.T)
-
-
-def ask_findings(
-    protocol: Protocol, population: Population, findings: Sequence[str], encoded: Encoded, results: Results
-) -> None:
-    """AUROC of every prompt set; "pair" is the one that the pipeline speaks."""
-    labels = label_table(population.test, findings)
-    for name, prompts in protocol.prompts.items():
-        prefix = "zero_shot" if name == "pair" else f"zero_shot_{name}"
-        logits = zero_shot_logits(encoded, encoded.test, prompts, findings)
-        results.put_findings(prefix, logits, labels, findings)
-
-
 def ask_thresholds(
-    validation_logits: np.ndarray,
-    validation_labels: np.ndarray,
-    logits: np.ndarray,
-    labels: np.ndarray,
-    findings: Sequence[str],
+    validation_logits: FindingTable,
+    validation_labels: FindingTable,
+    logits: FindingTable,
+    labels: FindingTable,
     results: Results,
 ) -> None:
     """F1 at the threshold that is best on the validation split."""
     found = []
-    for k, finding in enumerate(findings):
-        if can_be_measured(validation_labels[:, k]) and can_be_measured(labels[:, k]):
-            known, seen = ~np.isnan(labels[:, k]), ~np.isnan(validation_labels[:, k])
-            threshold = choose_threshold(validation_logits[seen, k], validation_labels[seen, k])
-            values = f1(logits[known, k] >= threshold, labels[known, k], results.weights[:, known])
-            results.put(f"zero_shot/{finding}/f1", values, int(known.sum()))
+    for k, finding in enumerate(labels.findings):
+        known, column = validation_labels.values[:, k], labels.values[:, k]
+        if can_be_measured(known) and can_be_measured(column):
+            threshold = choose_threshold(validation_logits.values[:, k], known)
+            values = f1(logits.values[:, k] >= threshold, column, results.weights)
+            results.put(f"zero_shot/{finding}/f1", values, int((~np.isnan(column)).sum()))
             found.append(values)
     if found:
         results.put("zero_shot/macro_f1", np.mean(found, 0), len(labels))
@@ -271,17 +271,17 @@ def ask_thresholds(
 # ---- probabilities ----
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray, findings: Sequence[str]) -> dict[str, dict[str, float]]:
+def calibrate(logits: FindingTable, labels: FindingTable) -> dict[str, dict[str, float]]:
     """What `CTFMConfig.calibration` keeps of each finding: fitted, and its unsure band chosen, on these scans."""
+    assert logits.findings == labels.findings
     calibration = {}
-    for k, finding in enumerate(findings):
-        known = ~np.isnan(labels[:, k])
-        if not can_be_measured(labels[:, k]):
+    for finding, x, column in zip(labels.findings, logits.values.T, labels.values.T, strict=True):
+        if not can_be_measured(column):
             continue
-        fitted = fit_calibration(logits[known, k], labels[known, k])
+        fitted = fit_calibration(x, column)
         if fitted["slope"] < MIDDLE_SLOPE:
             continue
-        low, high = choose_unsure(probabilities_of(fitted, logits[known, k]), labels[known, k], WRONG_AT_MOST)
+        low, high = choose_unsure(probabilities_of(fitted, x), column, WRONG_AT_MOST)
         calibration[finding] = {k: round(v, 8) for k, v in (fitted | {"unsure_low": low, "unsure_high": high}).items()}
     return calibration
 
@@ -291,45 +291,48 @@ def probabilities_of(fitted: dict[str, float], logits: np.ndarray) -> np.ndarray
 
 
 def ask_probabilities(
-    calibration: dict[str, dict[str, float]],
-    logits: np.ndarray,
-    labels: np.ndarray,
-    findings: Sequence[str],
-    results: Results,
+    calibration: dict[str, dict[str, float]], logits: FindingTable, labels: FindingTable, results: Results
 ) -> None:
     """ECE and Brier score before and after, abstention, over all calibrated findings and for each."""
-    columns = [k for k, finding in enumerate(findings) if finding in calibration]
-    if not columns:
+    findings = [name for name in labels.findings if name in calibration]
+    if not findings:
         return
-    weights, n = results.weights, len(labels) * len(columns)
-    raw, truth = sigmoid(logits[:, columns]), labels[:, columns]
-    after = np.stack([probabilities_of(calibration[findings[k]], logits[:, k]) for k in columns], 1)
+    weights, n = results.weights, len(labels) * len(findings)
+    raw, truth = sigmoid(logits.select(findings).values), labels.select(findings).values
+    after = calibrated(calibration, logits).values
     results.put("calibration/ece", calibration_error(after, truth, weights), n)
     results.put("calibration/brier", brier(after, truth, weights), n)
     results.put("calibration_before/ece", calibration_error(raw, truth, weights), n)
     results.put("calibration_before/brier", brier(raw, truth, weights), n)
-    spread, areas = [], []
-    answered_all, wrong_all = np.zeros(len(weights)), np.zeros(len(weights))
-    asked_all = np.zeros(len(weights))
-    for k, finding in enumerate(findings[k] for k in columns):
-        known = ~np.isnan(truth[:, k])
-        p, y, w = after[known, k], truth[known, k], weights[:, known]
-        spread.append(calibration_error(p[:, None], y[:, None], w))
-        results.put(f"calibration/{finding}/ece", spread[-1], int(known.sum()))
-        results.put(f"calibration/{finding}/brier", brier(p[:, None], y[:, None], w), int(known.sum()))
-        wrong = ((p >= 0.5) != (y == 1)).astype(float)
-        areas.append(risk_coverage(np.abs(p - 0.5), wrong, w))
-        results.put(f"abstention/{finding}/risk_coverage_area", areas[-1], int(known.sum()))
-        band = calibration[finding]
-        answered = ((p < band["unsure_low"]) | (p >= band["unsure_high"])).astype(float)
-        results.put(f"abstention/{finding}/coverage", mean(answered, w), int(known.sum()))
-        results.put(f"abstention/{finding}/error", divide(w @ (answered * wrong), w @ answered), int(answered.sum()))
-        asked_all, answered_all = asked_all + w.sum(1), answered_all + w @ answered
-        wrong_all = wrong_all + w @ (answered * wrong)
-    results.put("calibration/macro_ece", np.mean(spread, 0), n)
+    bands = np.array([[calibration[name][end] for name in findings] for end in ("unsure_low", "unsure_high")])
+    is_stated = ~np.isnan(truth)
+    answered = np.where(is_stated, (after < bands[0]) | (after >= bands[1]), np.nan)
+    wrong = np.where(is_stated, (after >= 0.5) != (truth == 1), np.nan)
+    wrong_answers = np.where(answered == 1, wrong, np.nan)  # what is not answered is not wrong either
+    errors, areas = [], []
+    for k, finding in enumerate(findings):
+        p, y, stated = after[:, [k]], truth[:, [k]], int(is_stated[:, k].sum())
+        errors.append(calibration_error(p, y, weights))
+        areas.append(risk_coverage(np.abs(p[:, 0] - 0.5), wrong[:, k], weights))
+        results.put(f"calibration/{finding}/ece", errors[-1], stated)
+        results.put(f"calibration/{finding}/brier", brier(p, y, weights), stated)
+        results.put(f"abstention/{finding}/risk_coverage_area", areas[-1], stated)
+        results.put(f"abstention/{finding}/coverage", mean(answered[:, k], weights), stated)
+        results.put(f"abstention/{finding}/error", mean(wrong_answers[:, k], weights), int((answered[:, k] == 1).sum()))
+    results.put("calibration/macro_ece", np.mean(errors, 0), n)
     results.put("abstention/risk_coverage_area", np.mean(areas, 0), n)
-    results.put("abstention/coverage", divide(answered_all, asked_all), n)
-    results.put("abstention/error", divide(wrong_all, answered_all), int(answered_all[0]))
+    results.put("abstention/coverage", mean(answered, weights), n)
+    results.put("abstention/error", mean(wrong_answers, weights), int((answered == 1).sum()))
+
+
+def calibrated(calibration: dict[str, dict[str, float]], logits: FindingTable) -> FindingTable:
+    """Probabilities of the findings that have a calibration."""
+    findings = tuple(name for name in logits.findings if name in calibration)
+    rows = [
+        probabilities_of(calibration[name], x)
+        for name, x in zip(findings, logits.select(findings).values.T, strict=True)
+    ]
+    return FindingTable(findings=findings, values=np.stack(rows, 1))
 
 
 # ---- retrieval ----
@@ -360,7 +363,7 @@ def ask_retrieval(
                     results.put(f"{name}/{direction}/R@{k}", mean((ranks < k).astype(float), weights), len(kept))
             for pool in asked.pools:
                 if pool <= len(kept):
-                    hits = np.nan_to_num(recall_in_pools(table, pool, asked.pool_repeats, protocol.seed))
+                    hits = recall_in_pools(table, pool, asked.pool_repeats, protocol.seed)
                     results.put(f"{name}/{direction}/pool_{pool}/R@1", mean(hits, weights), len(kept))
         results.chosen[name] = {"n": len(kept), "dropped": len(cases) - len(kept), "policy": asked.repeated_reports}
 
@@ -398,9 +401,8 @@ def ask_laterality(protocol: Protocol, population: Population, encoded: Encoded,
     for k, name in enumerate(names):
         known = ~np.isnan(sides[:, k])
         if can_be_measured(sides[:, k]):
-            left, right = (average(encoded.texts(say(texts, name, {}))) for texts in (asked.left, asked.right))
-            scores = encoded.test.sets["joint"][known] @ (left - right)
-            values = auroc(scores, sides[known, k], results.weights[:, known])
+            left, right = (encoded.scores(encoded.test, side, [name]).values[:, 0] for side in ("left", "right"))
+            values = auroc(left - right, sides[:, k], results.weights)
             results.put(f"laterality/{name}/auroc", values, int(known.sum()))
             found.append(values)
     if found:
@@ -415,19 +417,18 @@ def ask_places(protocol: Protocol, population: Population, encoded: Encoded, res
     if asked is None or not pointed:
         return
     n, names = len(population.test), asked.findings
-    hits, exact, chance, counts = (np.zeros((n, len(names))) for _ in range(4))
+    hits, exact, chance = (np.full((n, len(names)), np.nan) for _ in range(3))  # NaN where nothing was asked
     for question in pointed:
         k = names.index(question.finding)
         hits[question.case, k] = question.distance_mm <= asked.tolerance_mm
         exact[question.case, k] = question.distance_mm == 0
-        chance[question.case, k], counts[question.case, k] = question.chance, 1
+        chance[question.case, k] = question.chance
+    counts = (~np.isnan(hits)).sum(0)
     for key, table in (("pointing_game", hits), ("pointing_game_exact", exact), ("pointing_game_chance", chance)):
         for k, name in enumerate(names):
-            if counts[:, k].sum() >= 5:
-                w = results.weights
-                results.put(f"{key}/{name}", divide(w @ table[:, k], w @ counts[:, k]), int(counts[:, k].sum()))
-        total = divide(results.weights @ table.sum(1), results.weights @ counts.sum(1))
-        results.put(f"{key}/focal", total, int(counts.sum()))
+            if counts[k] >= FEWEST:
+                results.put(f"{key}/{name}", mean(table[:, k], results.weights), int(counts[k]))
+        results.put(f"{key}/focal", mean(table, results.weights), int(counts.sum()))
 
 
 def ask_segmentation(encoder: str, population: Population, results: Results) -> None:
@@ -460,7 +461,7 @@ def ask_segmentation(encoder: str, population: Population, results: Results) -> 
                 means.append(mean(values, results.weights[:, rows]))
                 results.put(f"segmentation/{population.structures[number]}/{key}", means[-1], len(values))
         if means:
-            results.put(f"segmentation/macro_{key}", np.nanmean(means, 0), len(means))
+            results.put(f"segmentation/macro_{key}", np.mean(means, 0), len(means))
 
 
 # ---- frozen features and baselines ----
@@ -478,8 +479,8 @@ def ask_frozen(
         probed: Probed = probe_sets(
             encoded.train.sets, labels[0], encoded.validation.sets, labels[1], encoded.test.sets, scorer, settings
         )
-        results.put_findings(f"{prefix}{name}", probed.scores, labels[2], findings)
-        results.chosen[f"{prefix}{name}"] = {k: v for k, v in asdict(probed).items() if k != "scores"}
+        results.put_findings(f"{prefix}{name}", probed.scores, labels[2])
+        results.chosen[f"{prefix}{name}"] = {k: v for k, v in vars(probed).items() if k != "scores"}
 
 
 def ask_baseline(
@@ -492,17 +493,15 @@ def ask_baseline(
 ) -> None:
     ask_frozen(population, findings, encoded, results, prefix)
     labels = label_table(population.test, findings)
-    if "joint" in encoded.test.sets and encoded.texts.are_available:
-        logits = zero_shot_logits(encoded, encoded.test, protocol.prompts["pair"], findings)
-        results.put_findings(f"{prefix}zero_shot", logits, labels, findings)
+    if "scores" in encoded.test.sets:
+        results.put_findings(f"{prefix}zero_shot", encoded.scores(encoded.test, "pair", findings), labels)
         parts = protocol.retrieval.texts[:1] if protocol.retrieval else ()
         ask_retrieval(protocol, population.test, encoded, results, parts, prefix=f"{prefix}retrieval")
     if "logits" in encoded.test.sets:
-        id2label = load_encoder(encoded.name)[0].config.id2label or {}
-        named = {name: int(number) for number, name in id2label.items()}
-        columns = [k for k, name in enumerate(findings) if name in named]
-        scores = encoded.test.sets["logits"][:, [named[findings[k]] for k in columns]]
-        results.put_findings(f"{prefix}classifier", scores, labels[:, columns], [findings[k] for k in columns])
+        names = tuple(label_names(load_encoder(encoded.name)[0]))  # type: ignore[arg-type]
+        shared = [name for name in findings if name in names]
+        scores = FindingTable(findings=names, values=encoded.test.sets["logits"])
+        results.put_findings(f"{prefix}classifier", scores.select(shared), labels.select(shared))
 
 
 # ---- write ----
@@ -597,26 +596,24 @@ def format_cell(found: Estimate | None) -> str:
 def draw_results(
     run: Evaluation,
     population: Population,
-    findings: Sequence[str],
     encoded: Encoded,
     calibration: dict[str, dict[str, float]],
-    logits: np.ndarray,
-    labels: np.ndarray,
+    logits: FindingTable | None,
+    labels: FindingTable,
     results: Results,
 ) -> None:
     draw_findings(results.metrics, run.out / "findings.png")
     draw_methods(results.metrics, run.out / "methods.png")
-    columns = [k for k, finding in enumerate(findings) if finding in calibration]
-    if not columns:
+    if logits is None or not calibration:
         return
-    after = np.stack([probabilities_of(calibration[findings[k]], logits[:, k]) for k in columns], 1)
-    truth = labels[:, columns]
-    before = sigmoid(logits[:, columns])
+    probabilities = calibrated(calibration, logits)
+    findings, after = probabilities.findings, probabilities.values
+    truth, before = labels.select(findings).values, sigmoid(logits.select(findings).values)
     draw_reliability(reliability(before, truth), reliability(after, truth), run.out / "reliability.png")
-    draw_risk_coverage(after, truth, [findings[k] for k in columns], run.out / "risk_coverage.png")
+    draw_risk_coverage(after, truth, findings, run.out / "risk_coverage.png")
     if run.failures is not None:
         misses = find_misses(after, truth)
-        chosen = [(population.test[row], findings[columns[k]], float(after[row, k])) for row, k in misses]
+        chosen = [(population.test[row], findings[k], float(after[row, k])) for row, k in misses]
         draw_failures(chosen, encoded.name, encoded.texts, population.structures, run.failures)
 
 

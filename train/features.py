@@ -74,7 +74,7 @@ class Pointed:
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """sets: "scan" (the encoder's own pooling), "crops" (mean and largest crop descriptor), "joint" (unit vectors beside
-    texts), "logits" (of a classifier): each `(cases, channels)`."""
+    texts), "scores" (of the directions that were asked), "logits" (of a classifier): each `(cases, channels)`."""
 
     sets: dict[str, np.ndarray]
     pointed: tuple[Pointed, ...] = ()
@@ -124,12 +124,6 @@ class Texts:
             return bool(self.known)
         return self.name != "histogram" and isinstance(load_encoder(self.name)[0], CTFMModel)
 
-    @property
-    def scale(self) -> float:
-        """By which a cosine becomes a logit."""
-        model: Any = None if is_feature_folder(self.name) else load_encoder(self.name)[0]
-        return float(model.logit_scale.detach().exp()) if isinstance(model, CTFMModel) else 1.0
-
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """`(texts, e)`.
 
@@ -147,8 +141,9 @@ class Texts:
 
 @torch.inference_mode()
 def encode_texts(model: Any, processor: CTFMProcessor, texts: Sequence[str]) -> np.ndarray:
-    words = processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-    return unit(model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output.float().numpy())
+    words = processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(model.device)
+    output = model.get_text_features(words["input_ids"], words["attention_mask"])
+    return unit(output.pooler_output.float().cpu().numpy())
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -167,6 +162,7 @@ class Chunk:
     cases: tuple[Case, ...]
     focal: tuple[str, ...]  # findings of whose scans the patch tokens are kept
     pointer: Pointer | None
+    directions: np.ndarray | None  # (texts, e)
     local: Path
     file: Path
 
@@ -177,6 +173,7 @@ def encode(
     cache: Path,
     pointer: Pointer | None = None,
     focal: Sequence[str] = (),
+    directions: np.ndarray | None = None,
     num_workers: int = 0,
 ) -> Features:
     """Features of all cases; what is in `cache` already, made by the same weights and questions, is not made again.
@@ -184,10 +181,13 @@ def encode(
     Args:
         pointer: plays the pointing game beside.
         focal: findings that a pointer may look for, now or when another checkpoint is asked.
+        directions: `(texts, e)`, see `CTFMModel.score_texts`; features of other models are scored by their cosine.
     """
     if is_feature_folder(encoder):
-        return read_features(Path(encoder), cases)
-    local_key, key = fingerprints(encoder, pointer, focal)
+        sets = read_features(Path(encoder), cases).sets
+        scores = {"scores": sets["joint"] @ directions.T} if directions is not None and "joint" in sets else {}
+        return Features(sets=sets | scores)
+    local_key, key = fingerprints(encoder, pointer, focal, directions)
     chunks = []
     for start in range(0, len(cases), CHUNK):
         some = tuple(cases[start : start + CHUNK])
@@ -195,7 +195,8 @@ def encode(
         local, file = (
             cache / f"{kind}-{digest(text + ids)}.safetensors" for kind, text in (("local", local_key), ("f", key))
         )
-        chunks.append(Chunk(encoder=encoder, cases=some, focal=tuple(focal), pointer=pointer, local=local, file=file))
+        asked = {"focal": tuple(focal), "pointer": pointer, "directions": directions}
+        chunks.append(Chunk(encoder=encoder, cases=some, local=local, file=file, **asked))
     cache.mkdir(parents=True, exist_ok=True)
     missing = [chunk for chunk in chunks if not chunk.file.is_file()]
     done = run_chunks(missing, num_workers)
@@ -213,18 +214,28 @@ def run_chunks(chunks: Sequence[Chunk], num_workers: int) -> Iterable[None]:
         yield from pool.map(encode_chunk, chunks)
 
 
-def fingerprints(encoder: str, pointer: Pointer | None, focal: Sequence[str]) -> tuple[str, str]:
+def fingerprints(
+    encoder: str, pointer: Pointer | None, focal: Sequence[str], directions: np.ndarray | None
+) -> tuple[str, str]:
     """Of the local transformer and what is kept of it; of all weights and questions."""
     if encoder == "histogram":
         return encoder, encoder
     model, processor = load_encoder(encoder)
-    settings = json.dumps([*focal, image_processor(processor).to_dict()], default=str, sort_keys=True)
+    kept = [*focal, has_token_scores(model)]
+    settings = json.dumps([kept, image_processor(processor).to_dict()], default=str, sort_keys=True)
     local_key = hash_weights(getattr(model, "vision_model", model).local_model) + settings  # pyright: ignore[reportArgumentType]
     key = local_key + hash_weights(model)
+    if directions is not None:
+        key += hashlib.sha256(directions.round(5).tobytes()).hexdigest()
     if pointer is not None:
-        directions = {k: hashlib.sha256(v.round(5).tobytes()).hexdigest() for k, v in pointer.directions.items()}
-        key += json.dumps([directions, pointer.numbers, pointer.tolerance_mm])
+        pointed = {k: hashlib.sha256(v.round(5).tobytes()).hexdigest() for k, v in pointer.directions.items()}
+        key += json.dumps([pointed, pointer.numbers, pointer.tolerance_mm])
     return local_key, key
+
+
+def has_token_scores(model: Any) -> bool:
+    """Whether scores of texts and findings need every patch token."""
+    return bool(getattr(model.config, "token_scores", False))
 
 
 def hash_weights(model: torch.nn.Module) -> str:
@@ -245,8 +256,8 @@ def encode_chunk(chunk: Chunk) -> None:
     with safe_open(chunk.local, framework="pt") as stored:
         kept = set(stored.keys())
         for number, case in enumerate(chunk.cases):
-            output, grid = stored_output(stored, number, with_tokens=False)
-            rows.append(mix_crops(model, output, grid))
+            output, grid = stored_output(stored, number, with_tokens=has_token_scores(model))
+            rows.append(mix_crops(model, output, grid, chunk.directions))
             wanted = [name for name in chunk.focal if case.labels.get(name) == 1]
             if chunk.pointer is not None and wanted and f"{number}.tokens" in kept:
                 output, grid = stored_output(stored, number, with_tokens=True)
@@ -257,42 +268,58 @@ def encode_chunk(chunk: Chunk) -> None:
 
 
 def encode_crops(model: Any, processor: CTFMImageProcessor, chunk: Chunk) -> dict[str, np.ndarray]:
-    """What the local transformer makes of each case: descriptors, crop grid and, of scans with a focal finding, patch
-    tokens in float16."""
+    """What the local transformer makes of each case: descriptors, crop grid, which crops are occupied and, of scans with a
+    focal finding or for token scores, patch tokens in float16."""
     vision, tensors = getattr(model, "vision_model", model), dict[str, np.ndarray]()
     for number, case in enumerate(chunk.cases):
         inputs = processor.preprocess(read_case(case))
         has_focal = case.has_segmentation and any(case.labels.get(name) == 1 for name in chunk.focal)
         with torch.no_grad():
-            local = vision.encode_crops(inputs["pixel_values"], output_tokens=has_focal)
+            keeps_tokens = has_focal or has_token_scores(model)
+            local = vision.encode_crops(inputs["pixel_values"], output_tokens=keeps_tokens)
         tensors[f"{number}.descriptors"] = local.pooler_output.float().numpy()
         tensors[f"{number}.crop_grid"] = inputs["crop_grid"].numpy()
-        if has_focal:
+        tensors[f"{number}.occupied"] = inputs["pixel_values"].flatten(2).any(2).numpy()
+        if keeps_tokens:
             tensors[f"{number}.tokens"] = vision.to_grid(local.last_hidden_state, inputs["pixel_values"]).half().numpy()
     return tensors
 
 
 def stored_output(stored: Any, number: int, with_tokens: bool) -> tuple[CTFMVisionOutput, torch.Tensor]:
     """What `encode_crops` kept, as the vision tower puts it, and the crop grid."""
-    output = CTFMVisionOutput(crop_embeds=stored.get_tensor(f"{number}.descriptors"))
+    output = CTFMVisionOutput(
+        crop_embeds=stored.get_tensor(f"{number}.descriptors"), occupied=stored.get_tensor(f"{number}.occupied")
+    )
     if with_tokens:
         output.dense_features = stored.get_tensor(f"{number}.tokens").float()
     return output, stored.get_tensor(f"{number}.crop_grid")
 
 
 @torch.no_grad()
-def mix_crops(model: Any, output: CTFMVisionOutput, grid: torch.Tensor) -> dict[str, np.ndarray]:
-    """One scan's features: everything after the local transformer."""
+def mix_crops(
+    model: Any, output: CTFMVisionOutput, grid: torch.Tensor, directions: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """One scan's features: everything after the local transformer. With `directions` `(texts, e)` also its "scores"."""
     vision, descriptors = getattr(model, "vision_model", model), output.crop_embeds
     assert descriptors is not None
     places = vision.descriptor_coordinates(grid, descriptors.shape[1])
-    pooled = vision.mix_descriptors(descriptors, places, None).pooler_output
+    mixed = vision.mix_descriptors(descriptors, places, None)
+    pooled = mixed.pooler_output
+    whole = CTFMVisionOutput(
+        last_hidden_state=mixed.last_hidden_state,
+        pooler_output=pooled,
+        dense_features=output.dense_features,
+        occupied=output.occupied,
+    )
     crops = descriptors[0].flatten(0, 1)
     features = {"scan": pooled[0], "crops": torch.cat((crops.mean(0), crops.amax(0)))}
     if isinstance(model, CTFMModel):
+        whole.pooler_output = model.visual_projection(pooled)
         features["joint"] = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)[0]
+        if directions is not None:
+            features["scores"] = model.score_texts(whole, torch.from_numpy(directions).float())[0][0]
     if isinstance(model, CTFMForImageClassification):
-        features["logits"] = model.classifier(pooled)[0]
+        features["logits"] = model.score(whole)[0][0]
     return {name: value.float().numpy() for name, value in features.items()}
 
 

@@ -2,89 +2,90 @@
 neighbours, L2 penalty) is chosen on a split of its own, by macro AUROC, never on the scans that are reported."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from .metrics import auroc, can_be_measured
+from .metrics import FindingTable, macro_auroc
 
 NEIGHBOURS = (5, 10, 20, 50)
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, the inverse of L2
 POOLINGS = ("scan", "crops", "joint")
-Scorer = Callable[[np.ndarray, np.ndarray, Sequence[np.ndarray], float], list[np.ndarray]]
+Scorer = Callable[[np.ndarray, FindingTable, Sequence[np.ndarray], float], list[FindingTable]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """Scores `(n, findings)` of the test scans, and with what they were made."""
+    """Scores of the test scans, and with what they were made."""
 
-    scores: np.ndarray
+    scores: FindingTable
     pooling: str
     setting: float
-    chosen_auroc: float
+    validation_auroc: float
 
 
-def knn_scores(fit: np.ndarray, labels: np.ndarray, asked: Sequence[np.ndarray], neighbours: float) -> list[np.ndarray]:
-    """Share of the most alike scans of `fit` (cosine) that have each finding, each weighted by its likeness; scans of which
-    nothing is stated have no vote."""
-    a = fit / np.linalg.norm(fit, axis=1, keepdims=True).clip(min=1e-12)
-    known, present = ~np.isnan(labels), np.nan_to_num(labels)
+def standardize(train: np.ndarray, others: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Features `(n, f)` of mean 0 and spread 1 over `train`."""
+    middle, spread = train.mean(0), train.std(0) + 1e-6
+    return (train - middle) / spread, [(rows - middle) / spread for rows in others]
+
+
+def knn_scores(
+    train: np.ndarray, labels: FindingTable, asked: Sequence[np.ndarray], neighbours: float = 20
+) -> list[FindingTable]:
+    """Share of the most alike scans of `train` (cosine of standardised features) that have each finding, each weighted by its
+    likeness; scans of which nothing is stated have no vote."""
+    a, others = standardize(train, asked)
+    a = a / np.linalg.norm(a, axis=1, keepdims=True).clip(min=1e-12)
+    known, present = ~np.isnan(labels.values), np.nan_to_num(labels.values)
     scores = []
-    for rows in asked:
+    for rows in others:
         similarity = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-12)) @ a.T
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : int(neighbours)]
         votes = np.take_along_axis(similarity, nearest, 1).clip(min=1e-6)[..., None] * known[nearest]
-        scores.append((votes * present[nearest]).sum(1) / votes.sum(1).clip(min=1e-12))
+        shares = (votes * present[nearest]).sum(1) / votes.sum(1).clip(min=1e-12)
+        scores.append(FindingTable(findings=labels.findings, values=shares))
     return scores
 
 
-def linear_scores(fit: np.ndarray, labels: np.ndarray, asked: Sequence[np.ndarray], penalty: float) -> list[np.ndarray]:
-    """Logit of a logistic regression a finding; 0 where `fit` does not hold both."""
-    scores = [np.zeros((len(rows), labels.shape[1])) for rows in asked]
-    for k, column in enumerate(labels.T):
+def linear_scores(
+    train: np.ndarray, labels: FindingTable, asked: Sequence[np.ndarray], penalty: float = 1e-2
+) -> list[FindingTable]:
+    """Logit of a logistic regression a finding over standardised features; 0 where `train` does not hold both."""
+    a, others = standardize(train, asked)
+    scores = [np.zeros((len(rows), len(labels.findings))) for rows in others]
+    for k, column in enumerate(labels.values.T):
         known = ~np.isnan(column)
         if len(np.unique(column[known])) == 2:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are a choice as good as another
-                regression = LogisticRegression(C=penalty, max_iter=300).fit(fit[known], column[known])
-            for score, rows in zip(scores, asked, strict=True):
+                regression = LogisticRegression(C=penalty, max_iter=300).fit(a[known], column[known])
+            for score, rows in zip(scores, others, strict=True):
                 score[:, k] = regression.decision_function(rows)
-    return scores
-
-
-def macro(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean AUROC of the findings that can be measured, NaN without any."""
-    found = []
-    for score, column in zip(scores.T, labels.T, strict=True):
-        if can_be_measured(column):
-            known = ~np.isnan(column)
-            found.append(auroc(score[known], column[known], np.ones((1, int(known.sum()))))[0])
-    return float(np.mean(found)) if found else float("nan")
+    return [FindingTable(findings=labels.findings, values=score) for score in scores]
 
 
 def probe_sets(
-    fit: dict[str, np.ndarray],
-    fit_labels: np.ndarray,
-    choose: dict[str, np.ndarray],
-    choose_labels: np.ndarray,
-    test: dict[str, np.ndarray],
+    train: Mapping[str, np.ndarray],
+    train_labels: FindingTable,
+    validation: Mapping[str, np.ndarray],
+    validation_labels: FindingTable,
+    test: Mapping[str, np.ndarray],
     scorer: Scorer,
     settings: Sequence[float],
 ) -> Probed:
-    """The best pooling and setting on `choose`, asked on `test`. Features are standardised on `fit`."""
+    """The best pooling and setting on `validation`, asked on `test`."""
     best: Probed | None = None
     for pooling in POOLINGS:
-        if pooling not in fit:
+        if pooling not in train:
             continue
-        middle, spread = fit[pooling].mean(0), fit[pooling].std(0) + 1e-6
-        a, b, c = ((part[pooling] - middle) / spread for part in (fit, choose, test))
         for setting in settings:
-            chosen, asked = scorer(a, fit_labels, (b, c), setting)
-            reached = macro(chosen, choose_labels)
-            if best is None or reached > best.chosen_auroc:
-                best = Probed(scores=asked, pooling=pooling, setting=setting, chosen_auroc=reached)
+            chosen, asked = scorer(train[pooling], train_labels, (validation[pooling], test[pooling]), setting)
+            reached = macro_auroc(chosen, validation_labels)
+            if best is None or reached > best.validation_auroc:
+                best = Probed(scores=asked, pooling=pooling, setting=setting, validation_auroc=reached)
     assert best is not None
     return best

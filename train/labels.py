@@ -13,13 +13,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
 from .data import ScanSample, SourceConfig, read_scan, select_rows
 from .descriptors import DescriptorSample
+from .metrics import FindingTable, auroc, measure_findings
 from .objective import Metrics
 from .processes import ALONE, Processes
 from .shards import Manifest
@@ -28,7 +28,6 @@ from .views import cut_scans
 LabelModel = CTFMForImageClassification | CTFMForSemanticSegmentation
 LEAST_VOXELS = 3  # of a finding that a part of a scan has; fewer at its edge say nothing
 FOCAL_SHARE = 0.7  # of the parts that hold a finding for sure, of scans that have one
-FEWEST = 5  # scans that have a finding, and that do not, for its AUROC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +188,7 @@ def grade(
 ) -> dict[str, float]:
     """AUROC of every finding, or Dice of every structure, over scans of a split, and their mean; empty without scans.
 
-    Dice of a structure is the mean over the scans that hold it; a finding needs `FEWEST` scans of either kind.
+    Dice of a structure is the mean over the scans that hold it; a finding needs `metrics.FEWEST` scans of either kind.
     """
     finds = isinstance(model, CTFMForImageClassification)
     names = label_names(model)
@@ -210,19 +209,10 @@ def grade(
     if not len(rows):
         return {}
     if finds:
-        return mean_over(names, aurocs(np.array(scores), np.array(truth)), "auroc")
+        a, b = (FindingTable(findings=tuple(names), values=np.array(table)) for table in (scores, truth))
+        found = measure_findings(auroc, a, b, np.ones((1, len(rows))))
+        return mean_over(list(found), [float(values[0]) for values in found.values()], "auroc")
     return mean_over(names[1:], means_of_stated(np.array(dice)[:, 1:]), "dice")
-
-
-def aurocs(scores: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Of every finding over the scans that state it; NaN where there are too few."""
-    found = []
-    for k in range(truth.shape[1]):
-        stated = ~np.isnan(truth[:, k])
-        present = truth[stated, k] > 0.5
-        is_known = FEWEST <= present.sum() <= len(present) - FEWEST
-        found.append(float(roc_auc_score(present, scores[stated, k])) if is_known else float("nan"))
-    return found
 
 
 def dice_of(found: Tensor, labels: Tensor, num_labels: int) -> list[float]:

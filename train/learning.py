@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..modeling_ctfm import CTFMModel
-from ..processing_ctfm import CTFMProcessor
 from .checkpoint import find_checkpoints, load_exported
 from .data import SourceConfig
-from .metrics import auroc, can_be_measured, estimate, resample_patients
-from .probe import ProbeSet, encode_patches, encode_split, knn_scores, linear_scores, zero_shot_scores
+from .metrics import FindingTable, auroc, estimate, measure_findings, resample_patients
+from .probe import ProbeSet, choose_rows, encode_patches, encode_scans, stated_findings
 from .shards import Manifest
 
 POINTS = Path(__file__).with_suffix(".json")
@@ -39,7 +37,8 @@ COLOURS = {
 }
 
 
-ENCODERS = {"findings": encode_split, "structures": encode_patches}
+WAYS = {"knn": "nearest neighbours", "linear": "linear probe", "zero_shot": "zero-shot"}
+KINDS = ("findings", "structures")
 
 
 def measure_run(
@@ -55,30 +54,32 @@ def measure_run(
     recipe = json.loads((run / "recipe.json").read_text())
     wanted = [name for name in recipe["phases"] if not phases or name in phases]
     paths = find_checkpoints(run / "checkpoints", wanted)
-    loaded = [load_exported(path) for path in paths]
-    models, processor = [model for model, _ in loaded], loaded[0][1]
-    cutter = processor.image_processor if isinstance(processor, CTFMProcessor) else processor
+    checkpoints = [load_exported(path) for path in paths]
+    parts = ((Manifest(train.folder), train.split, num_train), (Manifest(test.folder), test.split, num_test))
     rows = []
     for kind in asked:
-        known = ENCODERS[kind](models, cutter, Manifest(train.folder), train.split, num_train)
-        unknown = ENCODERS[kind](models, cutter, Manifest(test.folder), test.split, num_test)
-        for path, (model, own), a, b in zip(paths, loaded, known, unknown, strict=True):
+        chosen = [
+            (manifest, choose_rows(manifest, split, count, with_segmentation=kind == "structures"))
+            for manifest, split, count in parts
+        ]
+        if kind == "findings":
+            findings = stated_findings(*chosen)
+            known, unknown = (encode_scans(checkpoints, *part, findings) for part in chosen)
+        else:
+            known, unknown = (encode_patches(checkpoints, *part) for part in chosen)
+        for path, a, b in zip(paths, known, unknown, strict=True):
             phase, _, step = path.name.rpartition("-")
             place = {"run": recipe["name"], "phase": phase, "step": int(step)}
             place |= {"train": len(set(a.scans)), "test": len(set(b.scans))}
-            scores = {"nearest neighbours": knn_scores(a, b), "linear probe": linear_scores(a, b)}
-            if b.image_embeds is not None and isinstance(model, CTFMModel) and isinstance(own, CTFMProcessor):
-                scores["zero-shot"] = zero_shot_scores(model, own, b)
-            rows += [place | {"question": f"{kind}, {way}"} | grade(values, b) for way, values in scores.items()]
+            for way, scores in a.scores_of(b).items():
+                rows.append(place | {"question": f"{kind}, {WAYS[way]}"} | grade(scores, b))
     return rows
 
 
-def grade(scores: np.ndarray, test: ProbeSet) -> dict[str, float]:
+def grade(scores: FindingTable, test: ProbeSet) -> dict[str, float]:
     """Macro AUROC of what enough rows have and have not, with its 95 % interval over scans."""
-    weights = resample_patients(test.scans, RESAMPLES)
-    pairs = zip(scores.T, test.labels.T, strict=True)
-    each = [auroc(score, truth, weights) for score, truth in pairs if can_be_measured(truth)]
-    found = estimate(np.nanmean(each, 0), len(scores))  # of what no drawn scan has, a resample says nothing
+    each = measure_findings(auroc, scores, test.labels, resample_patients(test.scans, RESAMPLES))
+    found = estimate(np.mean(list(each.values()), 0), len(scores))
     return {"auroc": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--train", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--test", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--phases", nargs="*", default=[])
-    measuring.add_argument("--ask", nargs="*", choices=ENCODERS, default=list(ENCODERS))
+    measuring.add_argument("--ask", nargs="*", choices=KINDS, default=list(KINDS))
     measuring.add_argument("--train-scans", type=int, default=300)
     measuring.add_argument("--test-scans", type=int, default=300)
     measuring.add_argument("--points", type=Path, default=POINTS)

@@ -1,11 +1,14 @@
 """Scores and truths -> metrics, for a sample and for every resample of its patients at once.
 
-`weights` `(r, n)` says how often each of n scans counts in each resample; row 0 is the sample itself, all ones. A metric
-returns `(r,)`: its first number is the value, the rest give the interval. Scans of one patient are drawn together, since
-they are not independent. A resample in which a metric is undefined (nobody has the finding) gives NaN and is left out.
+`weights` `(r, n)` says how much each of n scans counts in each resample; row 0 is the sample itself, all ones. A metric
+returns `(r,)`: its first number is the value, the rest give the interval. Scans of one patient weigh alike, since they are not
+independent. Resamples are those of the Bayesian bootstrap (Rubin 1981), in which every patient keeps some weight: what is
+defined for the sample is defined in every resample, however rare the finding, so that no interval rests on fewer of them.
+
+A label that is NaN, not stated, does not count. That is settled here, in each metric, and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,17 +31,20 @@ class Estimate:
 
 
 def resample_patients(patients: Sequence[str], num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """`(1 + num_resamples, n)`: ones, then the counts of scans when as many patients are drawn with replacement."""
+    """`(1 + num_resamples, n)`: ones, then weights of scans, drawn for patients evenly from all that are 1 on average."""
     _, group = np.unique(np.asarray(patients), return_inverse=True)
     count = int(group.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=num_resamples)
+    drawn = np.random.default_rng(seed).dirichlet(np.ones(count), size=num_resamples) * count
     return np.concatenate([np.ones((1, len(group))), drawn[:, group]])
 
 
 def estimate(values: np.ndarray, n: int) -> Estimate:
-    """The first of `values` with the 2.5th and 97.5th percentile of the rest."""
-    rest = values[1:][~np.isnan(values[1:])]
-    low, high = np.percentile(rest, (2.5, 97.5)) if len(rest) else (np.nan, np.nan)
+    """The first of `values` with the 2.5th and 97.5th percentile of the rest; all NaN where the metric is undefined."""
+    if np.isnan(values).any() and not np.isnan(values[0]):
+        raise ValueError(
+            f"{int(np.isnan(values).sum())} of {len(values) - 1} resamples lack a metric that the sample has."
+        )
+    low, high = np.percentile(values[1:], (2.5, 97.5)) if len(values) > 1 else (np.nan, np.nan)
     return Estimate(value=float(values[0]), low=float(low), high=float(high), n=n)
 
 
@@ -48,10 +54,69 @@ def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return divide(weights @ values, weights.sum(1))
+    """Over scans `(n,)`, or over scans and findings `(n, k)` together; NaN does not count."""
+    table = values.reshape(len(values), -1)
+    known = ~np.isnan(table)
+    return divide(weights @ np.where(known, table, 0.0).sum(1), weights @ known.sum(1).astype(float))
 
 
 # ---- findings ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingTable:
+    """A column a finding, a row a scan (or a patch of one): scores, or labels of 1, 0 and NaN where nothing is stated.
+
+    values: `(n, findings)`.
+
+    Raises:
+        ValueError: names and columns do not agree in number, or a name stands twice.
+    """
+
+    findings: tuple[str, ...]
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != len(self.findings):
+            raise ValueError(f"{len(self.findings)} findings cannot name the columns of a {self.values.shape} array.")
+        if len(set(self.findings)) != len(self.findings):
+            raise ValueError(f"A finding stands twice among {', '.join(self.findings)}.")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def select(self, findings: Sequence[str]) -> "FindingTable":
+        columns = [self.findings.index(name) for name in findings]
+        return FindingTable(findings=tuple(findings), values=self.values[:, columns])
+
+
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # scores (n,), labels (n,), weights (r, n) -> (r,)
+
+
+def measure_findings(
+    metric: Metric, scores: FindingTable, labels: FindingTable, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The metric of each finding that can be measured, `(r,)`.
+
+    Raises:
+        ValueError: scores and labels are not of the same findings in the same order.
+    """
+    if scores.findings != labels.findings or len(scores) != len(labels):
+        raise ValueError(
+            f"Scores of {len(scores)} scans for {', '.join(scores.findings)} cannot be measured by labels of {len(labels)} "
+            f"for {', '.join(labels.findings)}."
+        )
+    return {
+        name: metric(score, column, weights)
+        for name, score, column in zip(scores.findings, scores.values.T, labels.values.T, strict=True)
+        if can_be_measured(column)
+    }
+
+
+def macro_auroc(scores: FindingTable, labels: FindingTable) -> float:
+    """Mean AUROC of the findings that can be measured, NaN without any."""
+    found = measure_findings(auroc, scores, labels, np.ones((1, len(labels))))
+    return float(np.mean(list(found.values()))) if found else float("nan")
 
 
 def can_be_measured(labels: np.ndarray) -> bool:
@@ -60,7 +125,13 @@ def can_be_measured(labels: np.ndarray) -> bool:
 
 
 def count_by_score(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Present and absent scans at each distinct score, rising: `(r, scores)` each."""
+    """Present and absent scans at each distinct score, rising: `(r, scores)` each.
+
+    Raises:
+        ValueError: a score is NaN; as the highest of all, which sorting makes it, it would count as an answer.
+    """
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN.")
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     present, absent = weights[:, order] * (labels[order] == 1), weights[:, order] * (labels[order] == 0)
@@ -83,8 +154,9 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarra
 
 
 def f1(answers: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    right = weights @ ((answers == 1) & (labels == 1)).astype(float)
-    return divide(2 * right, weights @ (answers == 1).astype(float) + weights @ (labels == 1).astype(float))
+    answered, present = ((values == 1) & ~np.isnan(labels) for values in (answers, labels))
+    right = weights @ (answered & present).astype(float)
+    return divide(2 * right, weights @ answered.astype(float) + weights @ present.astype(float))
 
 
 def choose_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -99,10 +171,8 @@ def choose_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean squared difference of probability and truth over scans and findings, `(n, k)` both; NaN labels do not count."""
-    known = ~np.isnan(labels)
-    squared = np.where(known, (probabilities - np.nan_to_num(labels)) ** 2, 0.0)
-    return divide(weights @ squared.sum(1), weights @ known.sum(1).astype(float))
+    """Mean squared difference of probability and truth over scans and findings, `(n, k)` both."""
+    return mean((probabilities - labels) ** 2, weights)
 
 
 def bin_probabilities(probabilities: np.ndarray, num_bins: int) -> np.ndarray:
@@ -136,6 +206,7 @@ def fit_calibration(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     Returns:
         slope, intercept, their variances and covariance (from the inverse Hessian), as `CTFMConfig.calibration` keeps them.
     """
+    x, labels = x[~np.isnan(labels)], labels[~np.isnan(labels)]
     design = np.stack([x, np.ones_like(x)], 1).astype(float)
     prior, theta = np.eye(2) / PRIOR_VARIANCE, np.zeros(2)
     hessian = prior
@@ -159,6 +230,7 @@ def fit_calibration(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def choose_unsure(probabilities: np.ndarray, labels: np.ndarray, wrong_at_most: float) -> tuple[float, float]:
     """Probabilities between which the answer is "not sure": the narrowest band around 0.5 outside which, on these scans, at
     most this share of the "absent" and of the "present" answers is wrong."""
+    probabilities, labels = probabilities[~np.isnan(labels)], labels[~np.isnan(labels)]
     order = np.argsort(probabilities)
     p, y = probabilities[order], labels[order]
     below, above = p < 0.5, p >= 0.5
@@ -180,10 +252,10 @@ def choose_unsure(probabilities: np.ndarray, labels: np.ndarray, wrong_at_most: 
 
 def risk_coverage(confidence: np.ndarray, is_wrong: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the risk-coverage curve: the share of wrong answers among the most confident, averaged over coverages
-    (Geifman and El-Yaniv 2017). 0 is best; abstaining at random gives the error itself."""
+    (Geifman and El-Yaniv 2017). 0 is best; abstaining at random gives the error itself. `is_wrong` is 1, 0, or NaN."""
     order = np.argsort(-confidence, kind="stable")
-    counted = weights[:, order]
-    risk = divide(np.cumsum(counted * is_wrong[order], 1), np.cumsum(counted, 1))
+    counted = weights[:, order] * ~np.isnan(is_wrong[order])
+    risk = divide(np.cumsum(counted * np.nan_to_num(is_wrong[order]), 1), np.cumsum(counted, 1))
     return divide((np.nan_to_num(risk) * counted).sum(1), counted.sum(1))
 
 

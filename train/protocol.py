@@ -4,7 +4,7 @@ Protocols are JSON in protocols/, with a version that rises with any change: num
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,21 @@ def say(templates: Sequence[str], finding: str, names: dict[str, str]) -> list[s
     starts_like_a_word = name[1:2].islower()
     lower = name[0].lower() + name[1:] if starts_like_a_word else name
     return [text.format(finding=lower, Finding=name[0].upper() + name[1:]) for text in templates]
+
+
+PAIR = PromptSet(present=("{Finding}.",), absent=("No {finding}.",), names={})  # what the zero-shot pipeline says
+
+
+def finding_directions(
+    embed: Callable[[Sequence[str]], np.ndarray], prompts: PromptSet, findings: Sequence[str]
+) -> np.ndarray:
+    """`(findings, e)`: the averaged present texts minus the averaged absent ones, whose score is the logit of present against
+    absent. `embed` makes unit vectors `(texts, e)`."""
+    sides = [
+        [average(embed(say(said, name, prompts.names))) for said in (prompts.present, prompts.absent)]
+        for name in findings
+    ]
+    return np.array([present - absent for present, absent in sides])
 
 
 def average(embeds: np.ndarray) -> np.ndarray:

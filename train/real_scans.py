@@ -35,6 +35,10 @@ def look_at(encoder: str, scans: Path, out: Path) -> dict[str, Estimate]:
     out.mkdir(parents=True, exist_ok=True)
     model, processor = load_encoder(encoder)
     texts = Texts(encoder)
+    laterality = load_protocol("phantoms").laterality
+    assert laterality is not None
+    said = [say(side, finding, {}) for _, finding in NAMES[:2] for side in (laterality.left, laterality.right)]
+    sides = np.stack([average(texts(some)) for some in said])  # (findings * left and right, e)
     rows, features = [], []
     table = read_table(scans / "labels_dev.csv")
     for row in tqdm(table, disable=not sys.stderr.isatty()):
@@ -46,7 +50,7 @@ def look_at(encoder: str, scans: Path, out: Path) -> dict[str, Estimate]:
         inputs = image_processor(processor).preprocess(volume)
         with torch.no_grad():
             output = model.vision_model(**inputs, output_dense_features=True)  # pyright: ignore[reportCallIssue]
-        found = mix_crops(model, output, inputs["crop_grid"])
+        found = mix_crops(model, output, inputs["crop_grid"], sides)
         if all(np.isfinite(vector).all() for vector in found.values()):
             rows.append(row)
             features.append(found)
@@ -63,11 +67,11 @@ def look_at(encoder: str, scans: Path, out: Path) -> dict[str, Estimate]:
             plain = draw_planes(volume, window, centre=centre, height=230)
             title = f"{finding}; known: {row['finding']}"
             with_title(join([plain, heated], across=False), title).save(out / f"heat_{len(rows):02d}.png")
-    return ask(rows, features, len(table), texts)
+    return ask(rows, features, len(table))
 
 
 def ask(
-    rows: Sequence[dict[str, str]], features: Sequence[dict[str, np.ndarray]], num_scans: int, texts: Texts
+    rows: Sequence[dict[str, str]], features: Sequence[dict[str, np.ndarray]], num_scans: int
 ) -> dict[str, Estimate]:
     """Share encoded, share whose nearest scan of another patient is of the same region, sides."""
     patients = np.array([row["patient"] for row in rows])
@@ -87,15 +91,13 @@ def ask(
     metrics["real_scans/nearest_is_same_region_by_chance"] = estimate(
         mean(np.array(shares), weights[:, asked]), len(asked)
     )
-    laterality = load_protocol("phantoms").laterality
-    assert laterality is not None
     scores, sides, which = [], [], []
     for k, row in enumerate(rows):
-        finding = next((name for word, name in NAMES[:2] if word in row["finding"]), None)
+        number = next((number for number, (word, _) in enumerate(NAMES[:2]) if word in row["finding"]), None)
         side = next((s for s in ("left", "right") if s in row["finding"]), None)
-        if finding and side:
-            left, right = (average(texts(say(said, finding, {}))) for said in (laterality.left, laterality.right))
-            scores.append(float(features[k]["joint"] @ (left - right)))
+        if number is not None and side:
+            left, right = features[k]["scores"][2 * number : 2 * number + 2]
+            scores.append(float(left - right))
             sides.append(float(side == "left"))
             which.append(k)
     if len(set(sides)) == 2:
