@@ -298,7 +298,7 @@ def read_jats(path: Path) -> _Reading:
     try:
         from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] -- compiled, without stubs
     except ImportError as error:
-        raise DocumentError("Reading XML needs lxml: pip install 'ctfm[reporting]'.") from error
+        raise DocumentError("Reading XML needs lxml: pip install lxml.") from error
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, huge_tree=False, load_dtd=False, remove_comments=True, remove_pis=True
     )
@@ -398,7 +398,7 @@ def read_pdf(path: Path) -> _Reading:
         import pypdf
         from pypdf.errors import PyPdfError
     except ImportError as error:
-        raise DocumentError("Reading PDF needs pypdf: pip install 'ctfm[reporting]'.") from error
+        raise DocumentError("Reading PDF needs pypdf: pip install pypdf.") from error
     reading = _Reading()
     try:
         file = pypdf.PdfReader(path)
@@ -474,7 +474,7 @@ def read_docx(path: Path) -> _Reading:
         import docx
         from docx.opc.exceptions import PackageNotFoundError
     except ImportError as error:
-        raise DocumentError("Reading docx needs python-docx: pip install 'ctfm[reporting]'.") from error
+        raise DocumentError("Reading docx needs python-docx: pip install python-docx.") from error
     if path.read_bytes()[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
         raise DocumentError(f"{path.name} is encrypted, or an old .doc. Save it as .docx without a password.")
     try:

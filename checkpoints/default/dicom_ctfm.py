@@ -105,7 +105,7 @@ def _check_unreadable(unreadable: dict[Path, VolumeError], stacks: list[Stack], 
 def _find_stacks(source: str, kinds: dict[Path, str]) -> tuple[list[Stack], Counter[str], int, dict[Path, VolumeError]]:
     if not HAS_PYDICOM:
         raise UnsupportedFormatError(
-            "reading DICOM needs pydicom", file=source, cure='Install it with pip install "ctfm[io]".'
+            "reading DICOM needs pydicom", file=source, cure="Install it with pip install pydicom python-gdcm."
         )
     left_out: Counter[str] = Counter()
     slices: list[Slice] = []
