@@ -7,7 +7,7 @@ CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space pictures shown viewer test lint code train-demo checkpoint evaluate clean
+.PHONY: help setup demo space pictures shown viewer test fuzz lint code train-demo checkpoint evaluate clean
 
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
@@ -15,6 +15,7 @@ help:
 	@echo "make space             open the Space; before, bring what it shows: the viewer (npm), examples and gallery"
 	@echo "make pictures          take the pictures of the Space in docs/ again (needs chromium)"
 	@echo "make test              run the tests"
+	@echo "make fuzz SECONDS=60   mutated files through every reader, for so long each; findings stay in runs/fuzz"
 	@echo "make lint              ruff and pyright"
 	@echo "make code              copy the package's code into the folders of the checkpoints, after it was edited"
 	@echo "make train-demo        pretrain a tiny model on phantoms from end to end (minutes; to runs/train_demo)"
@@ -57,6 +58,12 @@ space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors train/gallery.py | s
 test: viewer
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/test_space_browser.py
 	$(BIN)/python -m pytest tests/test_space_browser.py  # one process: what is done on a page follows on what was done before
+
+# Guided by coverage where atheris can be had (Linux and macOS), else with the project's own mutations.
+SECONDS ?= 60
+fuzz: setup
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[fuzz]"
+	$(BIN)/python -m ctfm.fuzz.run --seconds $(SECONDS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,8 +7,10 @@ parsed; XML is read without entities, DTD or network. Nothing leaves the machine
 # ruff: noqa: E501 -- lists of headings
 
 import re
+import struct
 import time
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,11 @@ MAX_PDF_SECONDS = 120
 MAX_SENTENCES = 6000
 MAX_LETTERS = 2_000_000
 MAX_EXPANDED_BYTES = 200_000_000
+
+
+# What pypdf, python-docx, lxml and zipfile raise on damaged files, beside errors of their own; found by fuzzing.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError, EOFError)
+_DAMAGE = (*_DAMAGE, OSError, SyntaxError, zlib.error, struct.error, zipfile.BadZipFile)
 
 
 class DocumentError(ValueError):
@@ -304,7 +311,7 @@ def read_jats(path: Path) -> _Reading:
     )
     try:
         root = etree.parse(str(path), parser).getroot()
-    except etree.XMLSyntaxError as error:
+    except (etree.XMLSyntaxError, OSError) as error:  # OSError: an encoding that the declaration names and nobody knows
         raise DocumentError(
             f"{path.name} is not well-formed XML ({error}). Download the article's XML again."
         ) from error
@@ -415,7 +422,7 @@ def read_pdf(path: Path) -> _Reading:
                     f"{path.name} took more than {MAX_PDF_SECONDS} s, at page {len(texts) + 1} of {pages}. Pass it as docx or text."
                 )
             texts.append(page.extract_text() or "")
-    except (PyPdfError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (PyPdfError, *_DAMAGE) as error:
         if isinstance(error, DocumentError):
             raise
         raise DocumentError(f"{path.name} is not a readable PDF ({error}). Print it to PDF again.") from error
@@ -473,6 +480,7 @@ def read_docx(path: Path) -> _Reading:
     try:
         import docx
         from docx.opc.exceptions import PackageNotFoundError
+        from docx.oxml.exceptions import InvalidXmlError
     except ImportError as error:
         raise DocumentError("Reading docx needs python-docx: pip install python-docx.") from error
     if path.read_bytes()[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
@@ -484,11 +492,15 @@ def read_docx(path: Path) -> _Reading:
                 raise DocumentError(
                     f"{path.name} expands to {expanded:,} bytes; at most {MAX_EXPANDED_BYTES:,} are read."
                 )
-        file = docx.Document(str(path))
-    except (zipfile.BadZipFile, PackageNotFoundError, KeyError, ValueError) as error:
+        reading = _read_body(docx.Document(str(path)))
+    except (PackageNotFoundError, InvalidXmlError, *_DAMAGE) as error:
         if isinstance(error, DocumentError):
             raise
         raise DocumentError(f"{path.name} is not a readable docx ({error}). Save it again as .docx.") from error
+    return reading
+
+
+def _read_body(file) -> _Reading:
     reading = _Reading()
     for paragraph in file.paragraphs:
         text, style = paragraph.text.strip(), (paragraph.style.name or "") if paragraph.style else ""

@@ -272,3 +272,22 @@ def test_a_data_file_with_a_colon_in_its_name_is_read(tmp_path: Path) -> None:
     header = tmp_path / "scan.mhd"
     header.write_text(header.read_text().replace("scan.raw", "scan 10:30.raw"))
     assert np.array_equal(read_volume(header).hu, HU)
+
+
+def test_a_member_whose_name_is_no_text_is_an_error_of_the_zip(series: Path, scratch: Path) -> None:
+    archive = zip_series(series, series.parent / "scan.zip")
+    content = bytearray(archive.read_bytes())
+    for start in (content.index(b"PK\x03\x04") + 6, content.index(b"PK\x01\x02") + 8):
+        content[start + 1] |= 0x08  # the name is UTF-8
+    archive.write_bytes(content.replace(b"slice0000.dcm", b"\x8flice0000.dcm"))
+    with pytest.raises(DamagedFileError, match=r"scan\.zip"):
+        read_volume(archive)
+
+
+def test_a_damaged_lzma_member_is_an_error_of_the_zip(series: Path, scratch: Path) -> None:
+    archive = zip_series(series, series.parent / "scan.zip", method=zipfile.ZIP_LZMA)
+    content = bytearray(archive.read_bytes())
+    content[30 + len("slice0000.dcm") + 4] = 0xFF  # properties of the coder
+    archive.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"scan\.zip"):
+        read_volume(archive)
