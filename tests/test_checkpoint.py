@@ -72,6 +72,10 @@ def test_the_last_checkpoints_stay_and_the_last_of_every_phase(tmp_path: Path) -
         (tmp_path / name / "state.json").touch()
     for step in (4, 5):
         save(tmp_path, step, *make_parts(0))
-    rotate(tmp_path, recipe, keep=2)
-    kept = [path.name for path in find_checkpoints(tmp_path, PHASES)]
-    assert kept == ["self_supervision-0000006", "segmentation-0000004", "segmentation-0000005"]
+    kept = {}
+    for keep in (9, 2, 0):
+        rotate(tmp_path, recipe, keep=keep)
+        kept[keep] = [path.name for path in find_checkpoints(tmp_path, PHASES)]
+    assert len(kept[9]) == 5
+    assert kept[2] == ["self_supervision-0000006", "segmentation-0000004", "segmentation-0000005"]
+    assert kept[0] == ["self_supervision-0000006"]

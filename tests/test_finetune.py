@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, CTFMVisionModel
 from ctfm.train import finetune
+from ctfm.train.build import name_structures
 from ctfm.train.checkpoint import find_checkpoints
 from ctfm.train.finetune import load_trained
 from ctfm.train.labels import dice_of, grade, name_findings
@@ -231,7 +232,7 @@ def test_counted_operations_are_those_that_are_done(teaches: str, data: Path, ch
     recipe = recipe_of(teaches, checkpoint)
     schedule = finetune.build_schedule(Run(recipe=recipe, out=tmp_path, data=(str(data),)), recipe)
     findings = name_findings(schedule.manifests, schedule.rows) if teaches == "findings" else ()
-    names = list(findings) or finetune.name_structures(schedule.manifests)
+    names = list(findings) or finetune.list_labels(name_structures(schedule))
     model, new = finetune.build_model(recipe, finetune.build_config(recipe, names))
     processor = CTFMImageProcessor.from_pretrained(checkpoint)
     task = finetune.build_task(

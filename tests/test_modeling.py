@@ -358,6 +358,37 @@ def test_segmentation_in_chunks_equals_all_at_once() -> None:
     assert (chunked - whole.detach()).abs().max() < 1e-5 * whole.abs().max()
 
 
+def test_segment_is_the_largest_logit_and_keeps_neither_logits_nor_a_graph() -> None:
+    torch.manual_seed(0)
+    model = CTFMForSemanticSegmentation(tiny_config()).eval()
+    batches: list[int] = []
+    model.decoder.register_forward_hook(lambda _, inputs, out: batches.append(len(out)) or None)
+    labels = model.segment(tiny_crops(), GRID)
+    assert batches == [1] * 16
+    assert (labels.dtype, labels.shape) == (torch.int16, (2, 8, 8, 16, 16))
+    with torch.no_grad():
+        assert torch.equal(labels.long(), model(tiny_crops(), GRID).logits.argmax(2))
+
+
+@pytest.mark.parametrize("labels", [-100, 1])
+def test_a_segmentation_of_which_nothing_counts_has_a_loss_and_gradient_of_zero(labels: int) -> None:
+    logits = torch.randn(1, 2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 2, 2, 4, 4), labels))
+    loss.backward()
+    assert (loss.item() == 0.0) is (labels == -100)
+    assert bool(logits.grad.any()) is (labels != -100)
+    assert logits.grad.isfinite().all()
+
+
+def test_losses_of_bfloat16_logits_are_computed_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    voxels = torch.randn(1, 2, 3, 16, 16, 16, generator=generator).bfloat16()
+    marked = torch.randint(0, 3, (1, 2, 16, 16, 16), generator=generator)
+    findings, stated = torch.randn(4, 300, generator=generator).bfloat16(), torch.ones(4, 300)
+    for loss, logits, labels in ((segmentation_loss, voxels, marked), (multi_label_loss, findings, stated)):
+        torch.testing.assert_close(loss(logits, labels), loss(logits.float(), labels), rtol=0, atol=0)
+
+
 # ---- configuration ----
 
 

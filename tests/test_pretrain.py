@@ -242,16 +242,48 @@ def test_activations_computed_again_change_nothing(data: Path, tmp_path: Path) -
     assert losses(again) == pytest.approx(losses(kept), rel=1e-6)
 
 
-def test_bfloat16_gives_nearly_the_losses_of_float32(data: Path, one_process: Path, tmp_path: Path) -> None:
+def train_in_bfloat16(out: Path, data: Path, recipe: Recipe) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)  # a process keeps its first precision
     try:
-        run = loop.Run(recipe=tiny_recipe(STEPS), out=tmp_path / "run", data=(str(data),), log_every=1, save_every=100)
+        run = loop.Run(recipe=recipe, out=out, data=(str(data),), log_every=1, save_every=100)
         loop.pretrain(run, Accelerator(cpu=True, mixed_precision="bf16"))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert losses(run.out) != losses(one_process)
-    assert losses(run.out) == pytest.approx(losses(one_process), rel=0.1)  # measured: 0.01, and 0.05 in the last phase
-    assert all(tensor.dtype != torch.bfloat16 for tensor in weights(run.out).values())
+    return out
+
+
+def test_bfloat16_gives_nearly_the_losses_of_float32(data: Path, tmp_path: Path) -> None:
+    """One step a phase: AdamW's first steps have the sign of the gradient alone, so that weights drift apart soon after."""
+    whole = losses(train(tmp_path / "whole", data, tiny_recipe(1)))
+    out = train_in_bfloat16(tmp_path / "half", data, tiny_recipe(1))
+    assert losses(out) != whole
+    assert losses(out) == pytest.approx(whole, rel=0.02)  # measured over 8 seeds: 0.012 at most
+    assert all(tensor.dtype != torch.bfloat16 for tensor in weights(out, "alignment_of_all-0000001").values())
+
+
+def test_batches_of_a_bfloat16_run_are_those_of_the_image_processor_to_the_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[Any], Any]] = []
+    build = loop.build_task
+
+    def build_watched(*arguments: Any, **named: Any) -> Any:
+        task = build(*arguments, **named)
+
+        def make_batch(samples: Any) -> Any:
+            seen.append((samples, task.make_batch(samples)))
+            return seen[-1][1]
+
+        return replace(task, make_batch=make_batch)
+
+    monkeypatch.setattr(loop, "build_task", build_watched)
+    out = train_in_bfloat16(tmp_path / "run", data, only("alignment_of_all", steps=2))
+    processor = CTFMProcessor.from_pretrained(out / "processor").image_processor
+    for samples, batch in seen:
+        for sample, crops, mask in zip(samples, batch.pixel_values, batch.crop_mask, strict=True):
+            expected = processor((sample.hu.numpy(), sample.affine))["pixel_values"][0]
+            assert torch.equal(crops[mask], expected)
+    assert len(seen) == 2
 
 
 @pytest.mark.slow
@@ -288,6 +320,27 @@ def test_a_run_is_probed_as_often_as_asked_and_at_the_end_of_a_phase(
     found = [(row["step"], row["probe/knn/macro_auroc"]) for row in rows(run.out) if "probe/knn/macro_auroc" in row]
     assert found == [(0, 0.51), (2, 0.52), (3, 0.53)]
     assert set(asked) == {(CTFMVisionModel, str(data), (7, 7))}
+
+
+def test_a_run_that_keeps_no_checkpoint_is_probed_and_keeps_the_one_it_leaves_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "probe", lambda *_: {"knn/macro_auroc": 0.5})
+    run = loop.Run(
+        recipe=only("segmentation", steps=3),
+        out=tmp_path / "run",
+        data=(str(data),),
+        save_every=1,
+        probe_every=1,
+        keep_last=0,
+        log_every=1,
+    )
+    assert not loop.pretrain(replace(run, stop_after=0.0), Accelerator(cpu=True))
+    assert [path.name for path in (run.out / "checkpoints").iterdir()] == ["segmentation-0000001"]
+    assert loop.pretrain(run, Accelerator(cpu=True))
+    assert [path.name for path in (run.out / "checkpoints").iterdir()] == ["segmentation-0000003"]
+    found = [row["loss"] for row in rows(run.out) if "loss" in row]
+    assert found == losses(train(tmp_path / "stays", data, run.recipe))
 
 
 # --- bad steps -----------------------------------------------------------------------------------------------------------

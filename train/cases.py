@@ -20,7 +20,7 @@ from .metrics import FindingTable
 from .prepare import choose_sources, read_source, read_structures
 from .protocol import Protocol
 from .reports import STATEMENTS, split_sections
-from .shards import Manifest
+from .shards import Manifest, agree_on_structures
 
 VALIDATION_SHARE = 0.2  # of the patients of split "train", where a population has no validation split
 ONE_SIDED = 0.99  # of a finding's voxels
@@ -64,16 +64,16 @@ def find_population(protocol: Protocol, sources: Sequence[Path], train_scans: in
     """Cases of all sources; at most `train_scans` of "train", `test_scans` of "validation" and of "test", the first of each.
 
     Raises:
-        ValueError: there is nothing to test.
+        ValueError: there is nothing to test, or two sources name the labels of their label maps otherwise.
     """
-    cases, structures = list[Case](), dict[int, str]()
+    cases, tables = list[Case](), dict[str, dict[int, str]]()
     for source in sources:
         if (source / "manifest.arrow").is_file():
             cases += prepared_cases(source)
-            structures |= Manifest(source).structures
+            tables[str(source)] = Manifest(source).structures
         else:
             cases += published_cases(protocol, source)
-            structures |= read_structures(source)
+            tables[str(source)] = read_structures(source)
     names = protocol.splits
     test = tuple(case for case in cases if names["test"] in ("*", case.split))[:test_scans]
     if not test:
@@ -94,7 +94,12 @@ def find_population(protocol: Protocol, sources: Sequence[Path], train_scans: in
     shared = {case.patient for case in test} & {case.patient for case in (*train, *validation)}
     if shared:
         raise ValueError(f"{len(shared)} patients are in the test split and in another: the numbers would be too good.")
-    return Population(train=train[:train_scans], validation=validation[:test_scans], test=test, structures=structures)
+    return Population(
+        train=train[:train_scans],
+        validation=validation[:test_scans],
+        test=test,
+        structures=agree_on_structures(tables),
+    )
 
 
 def falls_under(patient: str, share: float) -> bool:

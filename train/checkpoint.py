@@ -117,7 +117,8 @@ def find_checkpoints(folder: Path, phases: list[str]) -> list[Path]:
 def rotate(folder: Path, recipe: Recipe | FineTuning, keep: int) -> None:
     """Removes all but the last `keep`; the last of every phase stays, since another lineage may grow from it."""
     ends = {f"{name}-{phase.steps:07d}" for name, phase in recipe.phases.items()}
-    for path in find_checkpoints(folder, list(recipe.phases))[:-keep]:
+    found = find_checkpoints(folder, list(recipe.phases))
+    for path in found[: max(len(found) - keep, 0)]:
         if path.name not in ends:
             shutil.rmtree(path)
 

@@ -12,7 +12,7 @@ row `probe/...` with what the split `test_split` says every `probe_every` steps 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..configuration_ctfm import CTFMConfig, CTFMGlobalConfig, CTFMVisionConfig
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
 from ..processing_ctfm import CTFMProcessor
-from .build import Task, mean_crops
+from .build import Task, mean_crops, name_structures
 from .checkpoint import check_recipe, find_checkpoints
 from .data import SamplingConfig, Schedule, SourceConfig, load_scans
 from .labels import LabelModel, LabelObjective, grade, label_names, make_label_batch, name_findings
@@ -69,7 +69,7 @@ def fine_tune(run: Run, accelerator: Accelerator) -> bool:
     processor = CTFMImageProcessor.from_pretrained(recipe.start)
     schedule = build_schedule(run, recipe)
     findings = name_findings(schedule.manifests, schedule.rows) if recipe.teaches == "findings" else ()
-    names = list(findings) or name_structures(schedule.manifests)
+    names = list(findings) or list_labels(name_structures(schedule))
     model, new = build_model(recipe, build_config(recipe, names))
     if is_main:
         model.config.save_pretrained(run.out / "model")
@@ -121,18 +121,8 @@ def build_schedule(run: Run, recipe: FineTuning) -> Schedule:
     )
 
 
-def name_structures(manifests: Sequence[Manifest]) -> list[str]:
-    """Names of the label map's numbers from 0, the background.
-
-    Raises:
-        ValueError: the folders do not agree.
-    """
-    structures = manifests[0].structures
-    for manifest in manifests[1:]:
-        if manifest.structures != structures:
-            raise ValueError(
-                f"{manifest.folder} names the labels of its label maps otherwise than {manifests[0].folder}."
-            )
+def list_labels(structures: Mapping[int, str]) -> list[str]:
+    """Names of a label map's numbers from 0, the background, to the last that has one."""
     return ["background"] + [structures.get(number, f"label {number}") for number in range(1, max(structures) + 1)]
 
 

@@ -200,12 +200,12 @@ def grade(
         scan = manifest[int(row)]
         sample = read_scan(manifest, scan, with_segmentation=not finds)
         batch = make_label_batch([sample], processor, names if finds else (), device)
-        logits = model(batch.pixel_values, batch.crop_grid, batch.crop_mask).logits
-        if finds:
-            scores.append(logits[0].float().cpu().numpy())
-            truth.append(batch.labels[0].cpu().numpy())
+        inputs = (batch.pixel_values, batch.crop_grid, batch.crop_mask)
+        if isinstance(model, CTFMForSemanticSegmentation):
+            dice.append(dice_of(model.segment(*inputs)[0], batch.labels[0], len(names)))
         else:
-            dice.append(dice_of(logits[0].argmax(1), batch.labels[0], len(names)))
+            scores.append(model(*inputs).logits[0].float().cpu().numpy())
+            truth.append(batch.labels[0].cpu().numpy())
     if not len(rows):
         return {}
     if finds:

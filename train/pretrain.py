@@ -207,14 +207,14 @@ def train_phase(
     loader = iter(task.load(batches, run.num_workers))
     leave = LeaveTogether(processes, accelerator.device, leave_at)
 
-    def save() -> Path:
+    def save(keep_last: int = run.keep_last) -> Path:
         position = Position(phase=name, step=step, data=task.schedule.state(step), counters=monitor.counters)
         is_main = accelerator.is_main_process
         path = save_state(run.out / "checkpoints", position, objective, optimizer.optimizer, is_main=is_main)
         if is_main:
-            rotate(run.out / "checkpoints", recipe, run.keep_last)
             if run.probe_every and (step % run.probe_every == 0 or step == phase.steps):
                 monitor.write_probe(step, ask(path))
+            rotate(run.out / "checkpoints", recipe, keep_last)
         accelerator.wait_for_everyone()
         return path
 
@@ -228,9 +228,11 @@ def train_phase(
         for micro in range(num_micro):
             with monitor.waiting():
                 loaded = next(loader)
+            # Outside autocast: resampling is made of matrix products, which bfloat16 would round to some 15 HU.
+            batch = task.make_batch(loaded)
             is_last = micro == num_micro - 1
             with nullcontext() if is_last else accelerator.no_sync(wrapped), accelerator.autocast():
-                loss, metrics = wrapped(task.make_batch(loaded))
+                loss, metrics = wrapped(batch)
                 accelerator.backward(loss / num_micro)
             monitor.add(metrics | {"loss": loss.detach()}, share=1 / num_micro)
         norm = clip_gradients(objective, phase.optimizer.clip_norm)
@@ -243,7 +245,7 @@ def train_phase(
         if step % run.log_every == 0 or leaves:
             monitor.write(step, learning_rate=optimizer.param_groups[0]["lr"], bar=bar)
         if step % run.save_every == 0 or leaves:
-            path = save()
+            path = save(max(run.keep_last, 1) if asked else run.keep_last)  # who is asked to leave wants to go on later
             if leaves:
                 accelerator.free_memory()
                 return path, not asked

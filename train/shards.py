@@ -9,7 +9,7 @@ parted, then zstd. The manifest is one Arrow IPC file, one row a scan; reports a
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -249,6 +249,30 @@ class Manifest:
     def read_box(self, scan: ScanRow, start: Sequence[int], size: Sequence[int], column: str = "blocks") -> np.ndarray:
         """See `Shard.read_box`."""
         return open_shard(f"{self.folder}/{shard_name(scan.shard)}").read_box(scan.row, start, size, column)
+
+
+def agree_on_structures(tables: Mapping[str, Mapping[int, str]]) -> dict[int, str]:
+    """Names of label maps' numbers in several folders -> those of all; a folder without names has no label maps and no say.
+
+    A folder that names only some of the structures is refused, too: in its label maps the others are background, though the
+    scans may well have them.
+
+    Raises:
+        ValueError: two folders have other names or numbers.
+    """
+    named = {folder: dict(table) for folder, table in tables.items() if table}
+    if not named:
+        return {}
+    first = next(iter(named))
+    for folder, table in named.items():
+        for number in sorted(table.keys() | named[first].keys()):
+            here, there = (names.get(number, "nothing") for names in (table, named[first]))
+            if here != there:
+                raise ValueError(
+                    f"Label {number} of label maps is {here!r} in {folder} and {there!r} in {first} (structures.json). "
+                    "Write the label maps of both with the same numbers and names, or use one of the two."
+                )
+    return named[first]
 
 
 def write_manifest(path: Path, rows: Iterable[dict]) -> None:

@@ -7,6 +7,7 @@ size (above `RATIO_FREE_BYTES`). A zip inside a zip stays closed and is counted 
 
 import bz2
 import hashlib
+import lzma
 import os
 import re
 import stat
@@ -32,6 +33,9 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 200, 2000  # file systems take 255 and 4096
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/spec/")
 NOT_FETCHED = "pointer to a file"
 ANALYZE = "Analyze file"
+
+# What zipfile and its decompressors raise on damaged members; ValueError: a name that is no UTF-8.
+UNPACK_ERRORS = (RuntimeError, ValueError, OverflowError, EOFError, OSError, zlib.error, lzma.LZMAError, struct.error)
 
 SYSTEM_NAMES = {"dicomdir", "thumbs.db", "desktop.ini", ".ds_store"}
 META_FIRST_LINE = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType)\s*=")
@@ -228,7 +232,7 @@ def unpack(archive: Path, folder: Path) -> None:
         raise DamagedFileError(
             "the zip is damaged or ends early", file=archive.name, cure="Copy or download it again."
         ) from None
-    except (NotImplementedError, RuntimeError, zlib.error, struct.error, EOFError, OSError) as error:
+    except UNPACK_ERRORS as error:
         if isinstance(error, VolumeError):
             raise
         raise DamagedFileError(

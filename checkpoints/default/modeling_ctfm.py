@@ -1042,7 +1042,7 @@ def multi_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(f"labels must have shape {tuple(logits.shape)}, one a finding, not {tuple(labels.shape)}.")
     stated = ~labels.isnan()
     losses = nn.functional.binary_cross_entropy_with_logits(
-        logits, labels.nan_to_num(0.0).to(logits.dtype), reduction="none"
+        logits.float(), labels.nan_to_num(0.0).float(), reduction="none"
     )
     return (losses * stated).sum() / stated.sum().clamp(min=1)
 
@@ -1115,7 +1115,7 @@ class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
-        """Segments scans.
+        """Segments scans. For label maps of whole scans see `segment`, which keeps no logits.
 
         Args:
             pixel_values, crop_grid, crop_mask: scans, see `CTFMVisionModel.forward`.
@@ -1128,14 +1128,12 @@ class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
         output = self.vision_model(
             pixel_values, crop_grid, crop_mask, output_dense_features=True, return_dict=True, **kwargs
         )
-        b, g = pixel_values.shape[:2]
-        context = crop_context(output.last_hidden_state, g)
-        inputs = (pixel_values.flatten(0, 1), output.dense_features.flatten(0, 1), context.flatten(0, 1))
+        inputs = decoder_inputs(pixel_values, output)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             logits = self.decoder(*inputs)
         else:
-            logits = torch.cat([self.decoder(*(part[i : i + 1] for part in inputs)) for i in range(b * g)])
-        logits = logits.unflatten(0, (b, g))
+            logits = torch.cat([self.decoder(*crop) for crop in zip(*(part.split(1) for part in inputs), strict=True)])
+        logits = logits.unflatten(0, pixel_values.shape[:2])
         return SemanticSegmenterOutput(
             loss=None if labels is None else segmentation_loss(logits, labels),
             logits=logits,
@@ -1143,11 +1141,36 @@ class CTFMForSemanticSegmentation(CTFMPreTrainedModel):
             attentions=output.attentions,
         )
 
+    @torch.no_grad()
+    def segment(self, pixel_values: Tensor, crop_grid: Tensor | None = None, crop_mask: Tensor | None = None) -> Tensor:
+        """The label of every voxel, `(b, g, D, H, W)` int16: the largest of `forward`'s logits.
+
+        Of one crop after the other, and of none are logits kept: those of 64 crops of 64 x 128 x 128 voxels with 58 labels
+        would be 15.6 GB. `CTFMImageProcessor.to_patient_space` brings the labels back to the scan.
+        """
+        output = self.vision_model(pixel_values, crop_grid, crop_mask, output_dense_features=True, return_dict=True)
+        b, g, _, *size = pixel_values.shape
+        labels = torch.empty(b, g, *size, dtype=torch.int16, device=pixel_values.device)
+        crops = zip(*(part.split(1) for part in decoder_inputs(pixel_values, output)), strict=True)
+        for place, crop in zip(labels.flatten(0, 1), crops, strict=True):
+            place.copy_(self.decoder(*crop)[0].argmax(0))
+        return labels
+
+
+def decoder_inputs(pixel_values: Tensor, output: CTFMVisionOutput) -> tuple[Tensor, Tensor, Tensor]:
+    """What `CTFMFineDecoder` takes of all crops, `(b*g, ...)`."""
+    context = crop_context(output.last_hidden_state, pixel_values.shape[1])
+    return pixel_values.flatten(0, 1), output.dense_features.flatten(0, 1), context.flatten(0, 1)
+
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy plus soft Dice, `(b, g, labels, D, H, W)` against `(b, g, D, H, W)`; -100 does not count."""
-    counts = labels != -100
-    cross_entropy = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), ignore_index=-100)
+    """Cross entropy plus soft Dice, `(b, g, labels, D, H, W)` against `(b, g, D, H, W)`; -100 does not count, and where
+    nothing counts the loss is 0."""
+    logits, counts = logits.float(), labels != -100  # bfloat16 would round sums over a million voxels
+    cross_entropy = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(0, 1), ignore_index=-100, reduction="sum"
+    )
+    cross_entropy = cross_entropy / counts.sum().clamp(min=1)
     probabilities = logits.softmax(2) * counts[:, :, None]
     targets = nn.functional.one_hot(labels.clamp(min=0), logits.shape[2]).movedim(-1, 2) * counts[:, :, None]
     axes = (0, 1, 3, 4, 5)

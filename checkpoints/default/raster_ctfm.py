@@ -403,7 +403,7 @@ def _nifti_affine(
 
 
 def _places_voxels(affine: np.ndarray) -> bool:
-    if not np.isfinite(affine).all():
+    if not np.isfinite(affine).all() or np.abs(affine[:3, :3]).max() > 1e6:
         return False
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     return bool(lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) >= 0.1)

@@ -219,7 +219,7 @@ def check_affine(affine: np.ndarray, file: str) -> None:
     """Refuses a geometry that places no voxel: not finite, without extent, or flat."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise GeometryError("the affine must be 4 x 4 and finite", file=file, value=affine.tolist())
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = np.linalg.norm(np.clip(affine[:3, :3], -1e6, 1e6), axis=0)  # what is beyond overflows when squared
     if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
         raise GeometryError(
             f"voxel spacing outside {MIN_SPACING_MM} to {MAX_SPACING_MM:g} mm",
