@@ -282,6 +282,26 @@ class CTFMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CTFMForImageClassification) and self.config.token_scores:
             init.constant_(module.token_head.out.bias, TOKEN_BIAS)
 
+    def to_int8(self) -> None:
+        """Turns the products of the local transformer's layers into 8-bit integer ones, for inference on a CPU, and all else
+        into float32.
+
+        Weights lose precision once, activations anew in every call (torch's dynamic quantisation). In place; the model
+        can no longer be trained, saved or moved to a GPU.
+        """
+        from torch.ao.quantization import quantize_dynamic
+
+        self.float()  # the integer products take and give float32, and weights load as they were saved, in bfloat16
+        for module in self.modules():
+            if isinstance(module, CTFMLocalModel):
+                with warnings.catch_warnings():
+                    # deprecated for torchao, whose integer products took more CPU time than these and than plain bfloat16
+                    # (benchmarks/results/int8_cpu.json)
+                    warnings.simplefilter("ignore")
+                    module.layers = quantize_dynamic(module.layers, {nn.Linear}, dtype=torch.qint8)
+                return
+        raise ValueError(f"A {type(self).__name__} has no local transformer, whose products become 8-bit integer ones.")
+
 
 # ---- local: crops -> tokens ----
 
@@ -327,7 +347,7 @@ class CTFMStem(nn.Module):
 class CTFMPatchEmbeddings(nn.Module):
     def __init__(self, config: CTFMVisionConfig):
         super().__init__()
-        self.patch_size, self.windows = tuple(config.patch_size), config.windows
+        self.patch_size, self.windows, self.num_channels = tuple(config.patch_size), config.windows, config.num_channels
         self.stem = CTFMStem(config) if config.stem_channels else None
         embedded_channels = config.stem_channels[-1] if config.stem_channels else config.windowed_channels
         embedded_size = math.prod(size // config.stem_stride for size in self.patch_size)
@@ -342,6 +362,11 @@ class CTFMPatchEmbeddings(nn.Module):
                 f"A batch of crops must have shape (b, c, D, H, W) with D, H, W multiples of the patch size "
                 f"{self.patch_size}, not {tuple(pixel_values.shape)}. CTFMImageProcessor cuts a scan into such crops."
             )
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"Crops of {pixel_values.shape[1]} channels, {tuple(pixel_values.shape)}, do not fit a model with num_channels "
+                f"{self.num_channels}. CTFMImageProcessor makes one channel of HU; a CT scan has no colours."
+            )
         d, h, w = (s // p for s, p in zip(pixel_values.shape[2:], self.patch_size, strict=True))
         if self.stem is not None:
             pixel_values = self.stem(pixel_values)
@@ -354,10 +379,12 @@ class CTFMPatchEmbeddings(nn.Module):
         patches = patches.flatten(1, 3)  # (b, d, h, w, voxels) -> (b, n, voxels)
         if self.stem is None:
             patches = apply_windows(patches, self.windows, -1)
-        tokens = self.projection(patches.to(self.projection.weight.dtype))  # -> (b, n, e)
+        # the tokens' type and not the projection's weight's, which is an integer one where a library has quantised it
+        tokens = self.projection(patches.to(self.prefix_tokens.dtype))  # -> (b, n, e)
         if bool_masked_pos is not None:
             tokens = torch.where(bool_masked_pos[..., None], self.mask_token.to(tokens.dtype), tokens)
-        return torch.cat((self.prefix_tokens.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), 1)
+        # `len(tokens)` would freeze the number of crops when the model is exported
+        return torch.cat((self.prefix_tokens.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens), 1)
 
 
 class CTFMLocalModel(CTFMPreTrainedModel):
@@ -534,7 +561,7 @@ class CTFMGlobalModel(CTFMPreTrainedModel):
             descriptor_mask: `(b, n)`, True where a descriptor is real and not padding.
         """
         hidden_states = self.projection(descriptors)
-        hidden_states = torch.cat((self.class_token.expand(len(hidden_states), -1, -1), hidden_states), 1)
+        hidden_states = torch.cat((self.class_token.expand(hidden_states.shape[0], -1, -1), hidden_states), 1)
         head_size = self.config.hidden_size // self.config.num_attention_heads
         cos, sin = rotary_tables(coordinates, head_size, self.config.rope_theta, 1)  # (b, 1 + n, head)
         mask = None
@@ -601,6 +628,8 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             if g != 1:
                 raise ValueError(f"A scan of {g} crops needs crop_grid, its crops along (depth, height, width).")
             crop_grid = torch.ones(b, 3, dtype=torch.long, device=pixel_values.device)
+        elif not torch.compiler.is_compiling():
+            check_crop_grid(crop_grid, crop_mask, (b, g))
         local = self.encode_crops(pixel_values, output_dense_features, **kwargs)
         descriptors = local.pooler_output  # (b, g, t, 2e)
         output = self.mix_descriptors(descriptors, self.descriptor_coordinates(crop_grid, g), crop_mask)
@@ -613,18 +642,6 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             hidden_states=local.hidden_states,
             attentions=local.attentions,
         )
-
-    def to_int8(self) -> None:
-        """Turns the products of the local transformer's layers into 8-bit integer ones, for inference on a CPU.
-
-        Weights lose precision once, activations anew in every call (torch's dynamic quantisation). In place; the model
-        can no longer be trained, saved or moved to a GPU.
-        """
-        from torch.ao.quantization import quantize_dynamic
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated; the successor, torchao, is a package of its own
-            self.local_model.layers = quantize_dynamic(self.local_model.layers, {nn.Linear}, dtype=torch.qint8)
 
     def encode_crops(
         self, pixel_values: Tensor, output_tokens: bool = True, **kwargs: Unpack[TransformersKwargs]
@@ -693,6 +710,25 @@ class CTFMVisionModel(CTFMPreTrainedModel):
         """Patch tokens in place: `(b, g, p + n, e) -> (b, g, d, h, w, e)`."""
         grid = [s // p for s, p in zip(pixel_values.shape[3:], self.config.patch_size, strict=True)]
         return hidden_states[:, :, self.config.num_prefix_tokens :].unflatten(2, grid)
+
+
+def check_crop_grid(crop_grid: Tensor, crop_mask: Tensor | None, lead: tuple[int, int]) -> None:
+    """Refuses a grid that does not hold as many crops as the scan has: every crop would be in another's place."""
+    b, g = lead
+    if crop_grid.shape != (b, 3):
+        raise ValueError(f"crop_grid must have shape {(b, 3)}, crops along three axes, not {tuple(crop_grid.shape)}.")
+    if crop_grid.device.type != "cpu" and torch.is_grad_enabled():
+        return  # asking an accelerator would make every step of a training wait for it
+    counts, real = crop_grid.prod(1), torch.full((b,), g, device=crop_grid.device)
+    fits = counts == g
+    if crop_mask is not None:  # training may leave crops of a scan out, so the last one tells
+        real = (crop_mask.bool() * torch.arange(1, g + 1, device=crop_mask.device)).amax(1)
+        fits = (real <= counts) & (counts <= g)
+    if not fits.all():
+        raise ValueError(
+            f"crop_grid {crop_grid.tolist()} multiplies to {counts.tolist()} crops, and the scans have {real.tolist()} of {g}. "
+            f"Pass crop_grid and crop_mask as CTFMImageProcessor gives them with pixel_values."
+        )
 
 
 def largest(descriptors: Tensor, mask: Tensor | None) -> Tensor:
@@ -785,10 +821,6 @@ class CTFMModel(CTFMPreTrainedModel):
             self.score_weights = nn.Parameter(torch.ones(2))  # of the whole scan's similarity, of its tokens'
             self.score_bias = nn.Parameter(torch.zeros(1))
         self.post_init()
-
-    def to_int8(self) -> None:
-        """See `CTFMVisionModel.to_int8`; the text tower and the projections stay as they are."""
-        self.vision_model.to_int8()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -1039,7 +1071,10 @@ class CTFMForImageClassification(CTFMPreTrainedModel):
 def multi_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross entropy over the labels that are stated, `(b, findings)` both; NaN is not stated."""
     if labels.shape != logits.shape:
-        raise ValueError(f"labels must have shape {tuple(logits.shape)}, one a finding, not {tuple(labels.shape)}.")
+        raise ValueError(
+            f"labels must have shape {tuple(logits.shape)}, for each finding 1 (present), 0 (absent) or NaN (not stated), not "
+            f'{tuple(labels.shape)}. For one class a scan, set config.problem_type = "single_label_classification".'
+        )
     stated = ~labels.isnan()
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits.float(), labels.nan_to_num(0.0).float(), reduction="none"

@@ -8,6 +8,8 @@ Every path runs in a process of its own (peak memory is the process's) on the sa
           tables are rebuilt in every layer, nothing is reused. What the exact path is compared with.
 - exact   what `CTFMVisionModel` does: float32, crops of air encoded once.
 - fast    the same with 8-bit integer products (`to_int8`).
+- bfloat16, torchao
+          exact in bfloat16, as weights load; and torchao's dynamic 8-bit products in it (ctfm[quantization]).
 - body    fast, and only the patches that hold body are encoded (`air_patch_level`): other features, for weights that were
           trained so; its cosine says how far they are from these.
 
@@ -44,6 +46,7 @@ SIZES = {
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1536},
 }
 PATHS = ("plain", "exact", "fast", "body")
+OTHERS = ("bfloat16", "torchao")
 
 
 def build(name: str) -> tuple[CTFMVisionModel, CTFMImageProcessor]:
@@ -133,6 +136,12 @@ def run(file: str, path: str, model_name: str, spacing: str, threads: int, featu
                 )
         if path in ("fast", "body"):
             model.to_int8()
+        if path in OTHERS:
+            model.bfloat16()
+        if path == "torchao":
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+            quantize_(model.local_model.layers, Int8DynamicActivationInt8WeightConfig())
         if path == "body":
             model.config.air_patch_level = 0.05  # -900 HU
     with stages("read"):
@@ -159,7 +168,7 @@ def run(file: str, path: str, model_name: str, spacing: str, threads: int, featu
         with stages("global"):
             coordinates = model.descriptor_coordinates(crop_grid, descriptors.shape[1])
             output = model.global_model(descriptors.flatten(1, 2), coordinates).pooler_output
-    torch.save(output, features)
+    torch.save(output.float(), features)
     steps = ("read", "preprocess", "local", "global")
     return {
         "path": path,
@@ -202,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--model", default="large", help="large, small (random weights) or a checkpoint")
-    parser.add_argument("--paths", nargs="+", choices=PATHS, default=PATHS)
+    parser.add_argument("--paths", nargs="+", choices=PATHS + OTHERS, default=PATHS)
     parser.add_argument("--spacing", default="scan", choices=("scan", "native"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)

@@ -1,5 +1,6 @@
 import copy
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from ctfm.modeling_ctfm import (
     segmentation_loss,
 )
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import Qwen3Config
+from transformers import BitsAndBytesConfig, Qwen3Config, TorchAoConfig
 
 from tests.tiny import tiny_config, tiny_crops
 
@@ -434,13 +435,32 @@ def test_outputs_come_as_a_tuple_where_the_config_says_so() -> None:
 
 
 @torch.no_grad()
-def test_eight_bit_products_stay_close() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eight_bit_products_stay_close(dtype: torch.dtype) -> None:
     model = vision_model(hidden_size=96, intermediate_size=384)
     pixel_values = tiny_crops()
     exact = model(pixel_values, GRID).pooler_output
+    model.to(dtype)
     model.to_int8()
     cosine = torch.nn.functional.cosine_similarity(exact, model(pixel_values, GRID).pooler_output)
     assert cosine.min() > 0.99
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_class", [CTFMModel, CTFMForImageClassification, CTFMForSemanticSegmentation])
+def test_every_model_with_a_local_transformer_takes_eight_bit_products_as_it_loads(model_class, tmp_path) -> None:
+    torch.manual_seed(0)
+    model_class(tiny_config(hidden_size=96, intermediate_size=384)).bfloat16().save_pretrained(tmp_path)
+    model = model_class.from_pretrained(tmp_path).eval()
+    assert model.dtype == torch.bfloat16
+    arguments = {"pixel_values": tiny_crops(), "crop_grid": GRID}
+    if model_class is CTFMModel:
+        arguments["input_ids"] = torch.randint(1, 100, (2, 5))
+    exact = model(**arguments).to_tuple()[0].float().flatten(1)
+    model.to_int8()
+    found = model(**arguments).to_tuple()[0].flatten(1)
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact, found).min() > 0.98  # of bfloat16 and of 8 bits
 
 
 @pytest.mark.parametrize("pooled_grid", [(1, 1, 1), (2, 1, 2)])
@@ -511,3 +531,121 @@ def test_a_text_map_needs_dense_features() -> None:
     output = model.get_image_features(tiny_crops(scans=1), grid)
     with pytest.raises(ValueError, match="output_dense_features=True"):
         model.get_text_maps(output, grid, None, torch.zeros(1, 24))
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("grid", "mask", "message"),
+    [
+        ([[2, 2, 2], [2, 2, 1]], None, r"multiplies to \[8, 4\] crops, and the scans have \[8, 8\] of 8"),
+        ([[2, 2, 2], [2, 2, 1]], [8, 6], r"multiplies to \[8, 4\] crops, and the scans have \[8, 6\] of 8"),
+        ([[2, 2, 2], [3, 2, 2]], [8, 8], r"multiplies to \[8, 12\] crops"),
+        ([[2, 2, 2]], None, r"shape \(2, 3\), crops along three axes, not \(1, 3\)"),
+    ],
+)
+def test_a_grid_that_does_not_multiply_to_the_crops_is_refused(grid: list, mask: list | None, message: str) -> None:
+    crop_mask = None if mask is None else torch.arange(8) < torch.tensor(mask)[:, None]
+    with pytest.raises(ValueError, match=message):
+        vision_model()(tiny_crops(), torch.tensor(grid), crop_mask)
+
+
+def test_a_grid_with_crops_left_out_or_padded_is_taken() -> None:
+    crop_mask = torch.arange(8) < torch.tensor([[8], [4]])
+    crop_mask[0, 3] = False
+    vision_model()(tiny_crops(), torch.tensor([[2, 2, 2], [2, 2, 1]]), crop_mask)
+
+
+def test_three_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 channels, \(16, 3, 8, 16, 16\), do not fit a model with num_channels 1"):
+        vision_model()(tiny_crops().expand(-1, -1, 3, -1, -1, -1), GRID)
+
+
+def test_one_integer_a_scan_is_refused_where_findings_are_expected() -> None:
+    model = CTFMForImageClassification(tiny_config())
+    with pytest.raises(
+        ValueError, match=r"shape \(2, 3\).*not \(2,\)\. For one class a scan, set config\.problem_type"
+    ):
+        model(tiny_crops(), GRID, labels=torch.tensor([0, 2]))
+    model.config.problem_type = "single_label_classification"
+    assert model(tiny_crops(), GRID, labels=torch.tensor([0, 2])).loss.isfinite()
+
+
+# ---- other runtimes ----
+
+
+class Features(torch.nn.Module):
+    """What is exported: tensors in, one tensor out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = vision_model()
+
+    def forward(self, pixel_values: torch.Tensor, crop_grid: torch.Tensor, crop_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values, crop_grid, crop_mask).pooler_output
+
+
+def scan_of(grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    crops = math.prod(grid)
+    return tiny_crops(scans=1, crops=crops), torch.tensor([grid]), torch.ones(1, crops, dtype=torch.bool)
+
+
+GRIDS = [(2, 2, 2), (1, 1, 1), (3, 2, 2), (3, 3, 3)]
+
+
+def test_an_exported_program_takes_any_number_of_crops() -> None:
+    features, crops = Features().eval(), torch.export.Dim("crops", min=1, max=512)
+    program = torch.export.export(features, scan_of(GRIDS[0]), dynamic_shapes=({1: crops}, None, {1: crops})).module()
+    for grid in GRIDS:
+        with torch.no_grad():
+            torch.testing.assert_close(program(*scan_of(grid)), features(*scan_of(grid)), rtol=0, atol=1e-6)
+
+
+def test_an_onnx_file_takes_any_number_of_crops(tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    features, crops = Features().eval(), torch.export.Dim("crops", min=1, max=512)
+    names, file = ["pixel_values", "crop_grid", "crop_mask"], tmp_path / "features.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own exporter
+        torch.onnx.export(
+            features,
+            scan_of(GRIDS[0]),
+            str(file),
+            dynamo=True,
+            dynamic_shapes=({1: crops}, None, {1: crops}),
+            input_names=names,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for grid in GRIDS:
+        inputs = scan_of(grid)
+        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), features(*inputs), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["bitsandbytes 8 bit", "bitsandbytes 4 bit", "torchao"])
+def test_a_model_that_is_quantised_as_it_loads_stays_close(kind: str, tmp_path) -> None:
+    pytest.importorskip(kind.split()[0], reason="needs ctfm[quantization]")
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 192,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+    }  # in blocks of 64, as on a CPU 4 bits need
+    config = tiny_config(**sizes, global_config=sizes | {"num_hidden_layers": 2}).vision_config
+    CTFMVisionModel(config).save_pretrained(tmp_path)
+    if kind == "torchao":
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+        settings = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+    else:
+        settings = BitsAndBytesConfig(load_in_8bit="8" in kind, load_in_4bit="4" in kind)
+    exact = CTFMVisionModel.from_pretrained(tmp_path).eval()
+    quantised = CTFMVisionModel.from_pretrained(tmp_path, quantization_config=settings).eval()
+    expected, found = (model(tiny_crops(), GRID).pooler_output for model in (exact, quantised))
+    assert not torch.equal(found, expected)
+    assert torch.nn.functional.cosine_similarity(found.float(), expected).min() > (0.9 if "4" in kind else 0.99)
