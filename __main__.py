@@ -22,7 +22,7 @@ from typing import TextIO
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
@@ -140,6 +140,7 @@ def embed(scans: Sequence[Path], out: Path, model_id: str, spacing: str | None, 
         seconds = round(time.perf_counter() - start, 2)
         manifest.add(row | facts | {"status": "done", "features": file.name, "seconds": seconds})
     manifest.tidy()
+    manifest.write_parquet(out)
     print(
         f"{len(found) - failed} of {len(found)} scans have features in {out}; {failed} could not be read (manifest.csv)"
     )
@@ -215,6 +216,30 @@ class Manifest:
         self.rows[full["scan"], full["series"]] = full
         with self._open(self.path, "a") as file:
             csv.DictWriter(file, MANIFEST_FIELDS).writerow(full)
+
+    def write_parquet(self, out: Path) -> None:
+        """features.parquet, which `datasets.load_dataset` opens: a row for every scan that has features, `scan_features` and
+        `image_embeds` as lists of float32."""
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            print("ctfm: features.parquet is left out; `pip install pyarrow` and run again for it.", file=sys.stderr)
+            return
+        rows = []
+        for row in self.rows.values():
+            if row["status"] == "done" and (out / row["features"]).is_file():
+                tensors = load_file(out / row["features"])
+                vectors = {name: tensors[name].float() for name in ("scan_features", "image_embeds") if name in tensors}
+                # A file name need not be UTF-8, and Parquet's text must be.
+                facts = {name: row[name].encode(errors="replace").decode() for name in ("scan", "series", "model")}
+                rows.append(facts | {name: vector.numpy() for name, vector in vectors.items()})
+        vector, text = pa.list_(pa.float32()), pa.string()
+        schema = [*((name, text) for name in ("scan", "series", "model"))]
+        schema += [(name, vector) for name in ("scan_features", "image_embeds")]
+        partial = out / "features.partial"
+        pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(schema)), partial)
+        os.replace(partial, out / "features.parquet")
 
     def tidy(self) -> None:
         partial = self.path.with_suffix(".partial")

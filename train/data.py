@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -87,9 +87,12 @@ class Draw:
 class Schedule:
     """Sample numbers -> draws."""
 
-    def __init__(self, config: SamplingConfig) -> None:
-        self.config = config
-        self.manifests = tuple(Manifest(source.folder) for source in config.sources)
+    def __init__(self, config: SamplingConfig, labels: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Args:
+        labels: in place of those of the folders, see `Manifest`.
+        """
+        self.config, self.labels = config, labels
+        self.manifests = tuple(Manifest(source.folder, labels) for source in config.sources)
         self.rows = tuple(select_rows(m, s) for m, s in zip(self.manifests, config.sources, strict=True))
         empty = [s.folder for s, rows in zip(config.sources, self.rows, strict=True) if not len(rows)]
         if empty:
@@ -137,6 +140,8 @@ class Schedule:
         for source in settings["sources"]:
             del source["folder"], source["with_labels"]  # the rows say which scans are left
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=10)
+        if self.labels is not None:
+            digest.update(json.dumps(self.labels, sort_keys=True).encode())
         for manifest, rows in zip(self.manifests, self.rows, strict=True):
             digest.update(rows.tobytes())
             for chunk in manifest.table.column("scan_id").chunks:

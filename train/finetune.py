@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import tyro
 from accelerate import Accelerator
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
@@ -35,6 +36,7 @@ from .pretrain import Run, prepare_process, read_source, train_phase
 from .processes import Processes, all_processes
 from .recipes import FINE_TUNINGS, FineTuning
 from .shards import Manifest
+from .tables import labels_by_scan
 from .throughput import label_flops, num_tokens
 
 MODELS = {"findings": CTFMForImageClassification, "segmentation": CTFMForSemanticSegmentation}
@@ -59,15 +61,20 @@ def read_run(arguments: Sequence[str] | None = None) -> Run:
     )
 
 
-def fine_tune(run: Run, accelerator: Accelerator) -> bool:
-    """Trains from `recipe.start`, or goes on. Returns whether the run is finished; it is not after a signal."""
+def fine_tune(run: Run, accelerator: Accelerator, labels: Dataset | None = None) -> bool:
+    """Trains from `recipe.start`, or goes on. Returns whether the run is finished; it is not after a signal.
+
+    Args:
+        labels: a table with a column scan_id, as `load_dataset(PREPARED, "findings")` opens it, and a column of yes or no for
+            each finding; it takes the place of the labels that were prepared, and a scan that it lacks is not trained on.
+    """
     recipe, processes = run.recipe, all_processes()
     assert isinstance(recipe, FineTuning)
     is_main = accelerator.is_main_process
     with accelerator.main_process_first():
         check_recipe(run.out, recipe)
     processor = CTFMImageProcessor.from_pretrained(recipe.start)
-    schedule = build_schedule(run, recipe)
+    schedule = build_schedule(run, recipe, None if labels is None else labels_by_scan(labels))
     findings = name_findings(schedule.manifests, schedule.rows) if recipe.teaches == "findings" else ()
     names = list(findings) or list_labels(name_structures(schedule))
     model, new = build_model(recipe, build_config(recipe, names))
@@ -77,7 +84,7 @@ def fine_tune(run: Run, accelerator: Accelerator) -> bool:
     task = build_task(recipe, schedule, model, new, processor, findings, accelerator.device, processes)
 
     def ask(path: Path) -> dict[str, float]:
-        folder = Manifest(schedule.config.sources[0].folder)
+        folder = schedule.manifests[0]
         trained, cutter = load_trained(path)
         found = grade(trained.to(accelerator.device), cutter, folder, recipe.test_split, run.probe_scans)  # type: ignore[arg-type]
         if not found:
@@ -99,7 +106,7 @@ def fine_tune(run: Run, accelerator: Accelerator) -> bool:
 # ---- data ----
 
 
-def build_schedule(run: Run, recipe: FineTuning) -> Schedule:
+def build_schedule(run: Run, recipe: FineTuning, labels: Mapping[str, Mapping[str, float]] | None = None) -> Schedule:
     voxels = recipe.teaches == "segmentation"
     sources = [read_source(text) for text in run.data]
     return Schedule(
@@ -117,7 +124,8 @@ def build_schedule(run: Run, recipe: FineTuning) -> Schedule:
             seed=recipe.seed,
             global_batch=recipe.global_batch,
             crops_per_scan=1,
-        )
+        ),
+        labels,
     )
 
 

@@ -25,7 +25,7 @@ CT_RATE_SPLITS = {
 
 SPLITS = ("train", "validation", "test")  # the only names of splits past this file
 SPELLINGS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
-LABELS = {"1": 1.0, "yes": 1.0, "true": 1.0, "0": 0.0, "no": 0.0, "false": 0.0}
+LABELS = {"1": 1.0, "yes": 1.0, "true": 1.0, "present": 1.0, "0": 0.0, "no": 0.0, "false": 0.0, "absent": 0.0}
 TABLE_COLUMNS = ("path", "patient", "split", "report", "region", "series_uid", "segmentation")  # no findings
 
 
@@ -297,9 +297,11 @@ LAYOUTS: dict[str, Callable[[Path], list[ScanSource]]] = {
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a .csv, .tsv or the first sheet of an .xlsx."""
+    """Rows of a .csv, .tsv, .parquet or the first sheet of an .xlsx."""
     if path.suffix == ".xlsx":
         return _read_sheet(path)
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         for name, count in Counter(rows.fieldnames or ()).items():
@@ -308,6 +310,23 @@ def read_table(path: Path) -> list[dict[str, str]]:
                     f'{path} has {count} columns "{name}", of which only one would be read; name them apart.'
                 )
         return [{key: value or "" for key, value in row.items() if key is not None} for row in rows]
+
+
+def _read_parquet(path: Path) -> list[dict[str, str]]:
+    """Cells as text; the numbers of a `ClassLabel`, whose order is the table's own, as its names."""
+    import pyarrow.parquet as pq  # with datasets takes longer to import than a table without them to read
+    from datasets import ClassLabel, Features
+
+    table = pq.read_table(path)
+    kinds = Features.from_arrow_schema(table.schema)
+    named = {name: kind for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
+    return [
+        {
+            name: "" if value is None else str(named[name].int2str(value) if name in named else value)
+            for name, value in row.items()
+        }
+        for row in table.to_pylist()
+    ]
 
 
 def _read_sheet(path: Path) -> list[dict[str, str]]:

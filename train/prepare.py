@@ -390,7 +390,7 @@ def count_hu(hu: np.ndarray) -> np.ndarray:
 
 
 def finish(out: Path, num_shards: int, passed_over: list[tuple[ScanSource, str]], key: bytes) -> dict[str, Any]:
-    """Parts -> manifest.arrow, refusals.csv and fingerprint.json."""
+    """Parts -> manifest.arrow, tables, refusals.csv and fingerprint.json."""
     scans: list[dict] = []
     refusals = [
         {"scan_id": keyed_hash(key, source.name.encode()), "kind": "PassedOver", "reason": reason}
@@ -410,6 +410,9 @@ def finish(out: Path, num_shards: int, passed_over: list[tuple[ScanSource, str]]
                 seen.add(scan["content"])
                 scans.append(scan)
     write_manifest(out / "manifest.arrow", scans)
+    from .tables import write_tables  # imports datasets, which workers need not wait for
+
+    write_tables(out, scans, [json.loads(scan["labels"]) for scan in scans])
     text = io.StringIO()
     table = csv.DictWriter(text, ["scan_id", "kind", "reason"], lineterminator="\n")
     table.writeheader()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMModel, CTFMVisionModel
@@ -28,6 +29,7 @@ from .metrics import FindingTable, macro_auroc
 from .protocol import PAIR, finding_directions
 from .segmentation import count_voxels
 from .shards import Manifest
+from .tables import read_findings
 from .views import cut_scans
 
 Checkpoint = tuple[CTFMModel | CTFMVisionModel, CTFMImageProcessor | CTFMProcessor]
@@ -157,6 +159,26 @@ def probe(
     findings = stated_findings(*((manifest, some) for some in rows))
     (train,), (test,) = (encode_scans([(model, processor)], manifest, some, findings) for some in rows)
     return {f"{way}/macro_auroc": macro_auroc(scores, test.labels) for way, scores in train.scores_of(test).items()}
+
+
+def probe_tables(
+    train: Dataset, test: Dataset, features: str = "scan_features", findings: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Macro AUROC of nearest neighbours and of a linear probe over a column of features, such as `ctfm embed` writes to
+    features.parquet, beside columns of findings (see `read_findings`).
+
+    Raises:
+        ValueError: a column is missing, or both tables are not of the same findings.
+    """
+    parts = []
+    for table in (train, test):
+        if features not in table.column_names:
+            raise ValueError(f"The table has no column {features!r}; its columns are {', '.join(table.column_names)}.")
+        scans = tuple(map(str, range(len(table))))
+        rows = np.array(table[features][:], np.float32)
+        parts.append(ProbeSet(features=rows, labels=read_findings(table, findings), scans=scans))
+    known, asked = parts
+    return {f"{way}/macro_auroc": macro_auroc(s, asked.labels) for way, s in known.scores_of(asked).items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

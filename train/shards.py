@@ -216,10 +216,18 @@ class ScanRow:
 class Manifest:
     """The scans of a prepared folder (or `hf://datasets/...`), memory-mapped: opening costs the same for 10 and 250,000."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = str(folder)
+    def __init__(self, folder: str | Path, labels: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Args:
+        labels: scan_id -> finding -> 1 or 0, in place of those that were prepared; a scan that it lacks has none.
+        """
+        self.folder, self.labels = str(folder), labels
         path = f"{self.folder}/manifest.arrow"
         self.table = pa.ipc.open_file(open_file(path)).read_all()
+        if labels is not None:
+            column = [json.dumps(labels.get(scan, {})) for scan in self.table.column("scan_id").to_pylist()]
+            self.table = self.table.set_column(
+                self.table.schema.get_field_index("labels"), MANIFEST_SCHEMA.field("labels"), [column]
+            )
 
     @property
     def structures(self) -> dict[int, str]:
@@ -227,8 +235,8 @@ class Manifest:
         with open_file(f"{self.folder}/structures.json") as file:
             return {int(label): name for label, name in json.loads(file.read()).items()}
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:  # a worker process maps the file itself
-        return Manifest, (self.folder,)
+    def __reduce__(self) -> tuple[type, tuple[str, Mapping[str, Mapping[str, float]] | None]]:
+        return Manifest, (self.folder, self.labels)  # a worker process maps the file itself
 
     def __len__(self) -> int:
         return self.table.num_rows
