@@ -4,10 +4,12 @@ Every call takes the files themselves and keeps nothing of them but the scan in 
 quick. A docstring here is what a client and a language model read.
 """
 
+import functools
+import inspect
+import secrets
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 import gradio as gr
 import httpx
@@ -18,7 +20,6 @@ from gradio.utils import get_upload_folder
 from analysis import Finding, Place, compare
 from exports import NOTICE, scan_facts, write_map
 from service import Service
-from texts import say
 from uploads import UploadError
 
 
@@ -113,23 +114,22 @@ def add_api(service: Service, limit: dict) -> None:
             files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
             series: which series where there are several; -1 asks for the list of them.
         """
-        with errors_told():
-            upload = service.receive(paths_of(files))
-            try:
-                scan, _ = service.read(upload, None if series < 0 else series)
-                choices = [
-                    SeriesJson(
-                        number=number,
-                        shape=list(choice.shape),
-                        spacing_mm=list(choice.spacing),
-                        plane=choice.plane,
-                        kernel=choice.kernel,
-                    )
-                    for number, choice in enumerate(upload.series)
-                ]
-            finally:
-                upload.delete()
-            return {"scan": None if scan is None else scan_json(scan), "series": choices}
+        upload = service.receive(paths_of(files))
+        try:
+            scan, _ = service.read(upload, None if series < 0 else series)
+            choices = [
+                SeriesJson(
+                    number=number,
+                    shape=list(choice.shape),
+                    spacing_mm=list(choice.spacing),
+                    plane=choice.plane,
+                    kernel=choice.kernel,
+                )
+                for number, choice in enumerate(upload.series)
+            ]
+        finally:
+            upload.delete()
+        return {"scan": None if scan is None else scan_json(scan), "series": choices}
 
     def find(files: list[FileData], series: int = -1) -> FindingsJson:
         """Findings in a CT scan, sorted, each with its calibrated probability and its strongest place. Research only.
@@ -138,15 +138,14 @@ def add_api(service: Service, limit: dict) -> None:
             files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
             series: which series where there are several, as inspect_scan numbers them.
         """
-        with errors_told():
-            scan, analysis = service.open(paths_of(files), number_of(series))
-            return {
-                "notice": NOTICE,
-                "model": service.weights.name,
-                "scan": scan_json(scan),
-                "findings": [finding_json(finding) for finding in analysis.findings],
-                "seconds": round(scan.read_seconds + analysis.seconds, 2),
-            }
+        scan, analysis = service.open(paths_of(files), number_of(series))
+        return {
+            "notice": NOTICE,
+            "model": service.weights.name,
+            "scan": scan_json(scan),
+            "findings": [finding_json(finding) for finding in analysis.findings],
+            "seconds": round(scan.read_seconds + analysis.seconds, 2),
+        }
 
     def query(files: list[FileData], text: str, series: int = -1) -> QueryJson:
         """How well an English sentence fits a CT scan (cosine), and where it fits best.
@@ -156,10 +155,9 @@ def add_api(service: Service, limit: dict) -> None:
             text: a sentence as a radiologist would write it, such as "Pleural effusion on the right."
             series: which series where there are several, as inspect_scan numbers them.
         """
-        with errors_told():
-            _, analysis = service.open(paths_of(files), number_of(series))
-            similarity, _, place = service.analyser.ask(analysis, text)
-            return {"text": text, "similarity": similarity, "strongest_place": place_json(place)}
+        _, analysis = service.open(paths_of(files), number_of(series))
+        similarity, _, place = service.analyser.ask(analysis, text)
+        return {"text": text, "similarity": similarity, "strongest_place": place_json(place)}
 
     def heat_map(files: list[FileData], finding: str, series: int = -1) -> FileData:
         """Where a CT scan looks like a finding, or like any English sentence: NIfTI on the scan's own voxels.
@@ -169,13 +167,12 @@ def add_api(service: Service, limit: dict) -> None:
             finding: a label that find() returns, or a sentence.
             series: which series where there are several, as inspect_scan numbers them.
         """
-        with errors_told():
-            scan, analysis = service.open(paths_of(files), number_of(series))
-            cells = analysis.maps.get(finding)
-            if cells is None:
-                _, cells, _ = service.analyser.ask(analysis, finding)
-            path = write_map(scan, cells, service.weights, service.work)
-            return FileData(path=path, orig_name="heat_map.nii.gz")
+        scan, analysis = service.open(paths_of(files), number_of(series))
+        cells = analysis.maps.get(finding)
+        if cells is None:
+            _, cells, _ = service.analyser.ask(analysis, finding)
+        path = write_map(scan, cells, service.weights, service.made)
+        return FileData(path=path, orig_name="heat_map.nii.gz")
 
     def embed(files: list[FileData], series: int = -1) -> EmbeddingJson:
         """The scan's embedding, of length 1, in the space that it shares with texts.
@@ -184,9 +181,8 @@ def add_api(service: Service, limit: dict) -> None:
             files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
             series: which series where there are several, as inspect_scan numbers them.
         """
-        with errors_told():
-            _, analysis = service.open(paths_of(files), number_of(series))
-            return {"model": service.weights.name, "embedding": analysis.embedding.tolist()}
+        _, analysis = service.open(paths_of(files), number_of(series))
+        return {"model": service.weights.name, "embedding": analysis.embedding.tolist()}
 
     def similar_scans(files: list[FileData], count: int = 4, series: int = -1) -> list[SimilarJson]:
         """The synthetic scans of the Space's gallery that are nearest to a CT scan.
@@ -196,10 +192,9 @@ def add_api(service: Service, limit: dict) -> None:
             count: how many, nearest first.
             series: which series where there are several, as inspect_scan numbers them.
         """
-        with errors_told():
-            _, analysis = service.open(paths_of(files), number_of(series))
-            near = service.analyser.find_similar(analysis, max(1, min(int(count), 50)))
-            return [{"similarity": s.similarity, "findings": list(s.findings), "report": s.report} for s in near]
+        _, analysis = service.open(paths_of(files), number_of(series))
+        near = service.analyser.find_similar(analysis, max(1, min(count, 50)))
+        return [{"similarity": s.similarity, "findings": list(s.findings), "report": s.report} for s in near]
 
     def compare_scans(prior: list[FileData], current: list[FileData]) -> CompareJson:
         """What changed between two CT scans of a person: a finding is new, resolved, more or less likely, the same or unclear.
@@ -208,45 +203,47 @@ def add_api(service: Service, limit: dict) -> None:
             prior: the files of the earlier scan.
             current: the files of the later scan.
         """
-        with errors_told():
-            _, before = service.open(paths_of(prior))
-            _, after = service.open(paths_of(current))
-            return {
-                "notice": NOTICE,
-                "embedding_cosine": float(before.embedding @ after.embedding),
-                "changes": [
-                    {
-                        "label": change.label,
-                        "change": change.kind,
-                        "prior": finding_json(change.prior),
-                        "current": finding_json(change.current),
-                    }
-                    for change in compare(before.findings, after.findings)
-                ],
-            }
+        _, before = service.open(paths_of(prior))
+        _, after = service.open(paths_of(current))
+        return {
+            "notice": NOTICE,
+            "embedding_cosine": float(before.embedding @ after.embedding),
+            "changes": [
+                {
+                    "label": change.label,
+                    "change": change.kind,
+                    "prior": finding_json(change.prior),
+                    "current": finding_json(change.current),
+                }
+                for change in compare(before.findings, after.findings)
+            ],
+        }
 
     functions: Sequence[Callable] = (inspect_scan, find, query, heat_map, embed, similar_scans, compare_scans)
     for function in functions:
-        gr.api(function, api_name=function.__name__, **limit)
+        gr.api(checked(function), api_name=function.__name__, **limit)
 
 
-class errors_told:
-    """Turns an `UploadError` into one that the caller is told, without a traceback in the log."""
-
-    def __init__(self, language: str = "en") -> None:
-        self.language = language
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, UploadError):
-            raise tell(self.language, error) from None
+KINDS = {int: "a whole number", str: "a text", bool: "true or false"}
 
 
-def tell(language: str, error: UploadError) -> gr.Error:
-    message = f"{say(language, error.key)} {escape(error.detail)}".strip()
-    return gr.Error(message, title=say(language, "error"), duration=15, print_exception=False)
+def checked(function: Callable) -> Callable:
+    """The function, refusing a value of another type than it declares: Gradio passes on whatever a client writes.
+
+    Raises:
+        UploadError: of the call, with the argument and what it has to be.
+    """
+    kinds = {name: kind for name, kind in get_type_hints(function).items() if kind in KINDS and name != "return"}
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*values: Any) -> Any:
+        for name, value in signature.bind(*values).arguments.items():
+            if name in kinds and type(value) is not kinds[name]:
+                raise UploadError("error_argument", f"{name}: {KINDS[kinds[name]]}.")
+        return function(*values)
+
+    return call
 
 
 def paths_of(files: Any) -> list[str]:
@@ -280,13 +277,13 @@ def bring_address(address: str) -> str:
     if own and is_upload(own) and Path(own).is_file():
         return own
     try:
-        return ssrf_protected_download(address, get_upload_folder())
+        return ssrf_protected_download(address, str(Path(get_upload_folder()) / secrets.token_hex(16)))
     except (httpx.HTTPError, ValueError, OSError):
         raise UploadError("error_upload_gone") from None
 
 
 def number_of(series: int) -> int | None:
-    return None if series < 0 else int(series)
+    return None if series < 0 else series
 
 
 def scan_json(scan) -> ScanJson:

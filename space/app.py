@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+# Read when torch and numpy are imported: on busy cores, threads that wait for each other cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; nothing is reported anywhere
 
 import gradio as gr
@@ -26,12 +28,12 @@ from loading import find_source, load_weights
 from report_tab import add_report_tab, load_checker
 from scan_tab import SHOW, Page, build_scan_tab, connect_scan_tab
 from service import Service
+from serving import Site, app_settings
 from texts import LANGUAGES, say
 from views import notice
 
 HERE = Path(__file__).parent
 STATIC, EXAMPLES, GALLERY = HERE / "static", HERE / "examples", HERE / "gallery"
-MAX_FILE_SIZE = "2gb"
 QUEUE_SIZE = 32
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1}  # two cores: one pass at a time
 READ: dict[str, Any] = {"concurrency_id": "read", "concurrency_limit": 2}
@@ -41,13 +43,14 @@ def build(service: Service, checker: Any) -> gr.Blocks:
     """The page. `checker` is the trial-report model, None where there is none."""
     examples = {"example": EXAMPLES / "chest.zip", "example_prior": EXAMPLES / "chest_prior.zip"}
     examples = {key: path for key, path in examples.items() if path.is_file()}
-    with gr.Blocks(title="CTFM", analytics_enabled=False, delete_cache=(300, 900)) as demo:
+    with Site(title="CTFM", analytics_enabled=False) as demo:
         with gr.Row(elem_classes="head"):
             title = gr.Markdown(f"# {say('en', 'title')}", elem_classes="title")
             language = gr.Radio(
                 [(name, code) for code, name in LANGUAGES.items()], value="en", label=say("en", "language"),
                 elem_id="language", min_width=260, scale=0, container=False,
             )  # fmt: skip
+        demo.language = language
         banner = gr.HTML(notice("en", service.weights), elem_id="notice", apply_default_css=False)
         with gr.Tabs():
             with gr.Tab(say("en", "tab_scan"), id="scan") as first:
@@ -55,7 +58,7 @@ def build(service: Service, checker: Any) -> gr.Blocks:
             with gr.Tab(say("en", "tab_compare"), id="compare") as second:
                 comparison = add_compare_tab(service, examples, language, COMPUTE)
             with gr.Tab(say("en", "tab_report"), id="report") as third:
-                words = add_report_tab(service.intake, checker, language, COMPUTE)
+                words = add_report_tab(service, checker, language, COMPUTE)
             with gr.Tab(say("en", "tab_about"), id="about") as fourth:
                 about = gr.Markdown(describe("en"), elem_id="about")
         events = connect_scan_tab(tab, service, language, COMPUTE, READ)
@@ -123,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     source = find_source()
     work = Path(tempfile.mkdtemp(prefix="ctfm-space-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(work / "gradio")
+    os.environ["GRADIO_TEMP_DIR"] = str(work / "uploads")
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
@@ -131,15 +134,18 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, leave)
     try:
         service = Service(load_weights(source), work, GALLERY)
+        served = [service.made, STATIC, GALLERY]
+        # Given as they are: otherwise Gradio copies what the Space made to where uploads lie, and serves it from there.
+        gr.set_static_paths([*map(str, served)])
         service.start_sweeping()
         demo = build(service, load_checker(source)).queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
         demo.launch(
             server_name=options.host,
             server_port=options.port,
-            allowed_paths=[str(work), str(STATIC), str(GALLERY)],
-            max_file_size=MAX_FILE_SIZE,
+            app_kwargs=app_settings(served),
             mcp_server=True,
             ssr_mode=False,
+            run_history=False,  # Gradio would keep every upload and answer in the browser
             footer_links=["api"],
             head=f'<script src="gradio_api/file={STATIC / "viewer.js"}"></script>',
             css_paths=[STATIC / "style.css"],

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from analysis import Analysis, Change, Finding, compare
-from api import errors_told, paths_of
+from api import paths_of
 from exports import write_overlay, write_view
 from service import Service
 from texts import name_finding, say
@@ -89,7 +89,7 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
         comparison = Comparison(
             changes=found,
             cosine=float(analyses[0].embedding @ analyses[1].embedding),
-            views=[write_view(scan, service.work) for scan in scans],
+            views=[write_view(scan, service.made) for scan in scans],
             overlays=overlays_of(found[0], scans, analyses),
         )
         return comparison, *comparison.shown(tongue)
@@ -100,17 +100,15 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
         if change.kind not in ("same", "unclear"):
             which = int(stronger(change) is change.current)
             cells = analyses[which].maps[change.label]
-            overlays[which] = write_overlay(scans[which], cells, analyses[which], service.weights, service.work)
+            overlays[which] = write_overlay(scans[which], cells, analyses[which], service.weights, service.made)
         return overlays
 
     def compare_uploads(first, second, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it
-        with errors_told(tongue):
-            return None, None, *compare_paths(paths_of(first), paths_of(second), tongue, progress, keep=False)
+        return None, None, *compare_paths(paths_of(first), paths_of(second), tongue, progress, keep=False)
 
     def compare_examples(tongue, progress=gr.Progress()):  # noqa: B008
         earlier, now = ([str(examples[name])] for name in ("example_prior", "example"))
-        with errors_told(tongue):
-            return compare_paths(earlier, now, tongue, progress, keep=True)
+        return compare_paths(earlier, now, tongue, progress, keep=True)
 
     settings: dict[str, Any] = {"show_progress_on": changes, "api_visibility": "private", **limit}
     done = (

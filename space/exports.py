@@ -23,26 +23,33 @@ OVERLAY_VOXELS = 400_000  # about 4 mm; a map is no finer than the model's patch
 NOTICE = "Research only. Not for diagnosis or any decision about a patient."
 
 
-def new_folder(work: Path) -> Path:
-    """A folder whose name nobody guesses; the sweep deletes it."""
-    folder = work / secrets.token_hex(16)
-    folder.mkdir()
+def new_folder(made: Path) -> Path:
+    """A folder whose name nobody guesses, in the folder that is served; the sweep deletes it."""
+    folder = made / secrets.token_hex(16)
+    folder.mkdir(parents=True)  # the sweep takes an empty `made` with it
     return folder
 
 
 # ---- for the viewer ----
 
 
-def write_view(scan: Scan, work: Path) -> dict[str, Any]:
+def write_view(scan: Scan, made: Path) -> dict[str, Any]:
     """What the viewer shows of a scan: `{"scan": path, "reduced": [d, h, w] voxels a mean was taken over}`."""
     small = shrink(scan.volume, VIEWER_VOXELS)
-    path = new_folder(work) / "scan.nii.gz"
+    path = new_folder(made) / "scan.nii.gz"
     small.to_nifti(path, np.clip(small.hu, -1024, 3071).astype(np.int16))
     ratio = [round(a / b) for a, b in zip(small.spacing, scan.volume.spacing, strict=True)]
     return {"scan": str(path), "reduced": ratio}
 
 
-def write_overlay(scan: Scan, cells: Tensor, analysis: Analysis, weights: Weights, work: Path) -> dict[str, Any]:
+def write_picture(picture: Any, made: Path) -> str:
+    """A picture (Pillow) as PNG; its path."""
+    path = new_folder(made) / "picture.png"
+    picture.save(path)
+    return str(path)
+
+
+def write_overlay(scan: Scan, cells: Tensor, analysis: Analysis, weights: Weights, made: Path) -> dict[str, Any]:
     """A map as the viewer shows it: in the scan's own millimetres, on fewer voxels, nothing outside the body.
 
     Returns:
@@ -54,7 +61,7 @@ def write_overlay(scan: Scan, cells: Tensor, analysis: Analysis, weights: Weight
     placed = place_on(analysis.geometry, blocks.shape, blocks.affine)
     laid = lay_cells(torch.where(analysis.body, cells, low), placed, weights)
     laid[~lies_in_body(scan.volume.hu, blocks.factors, blocks.shape)] = low
-    path = new_folder(work) / "map.nii.gz"
+    path = new_folder(made) / "map.nii.gz"
     type(scan.volume)(hu=laid.astype(np.float32), affine=blocks.affine).to_nifti(path)
     return {"map": str(path), "low": middle + 0.35 * (high - middle), "high": max(high, middle + 1e-6)}
 
@@ -109,9 +116,9 @@ def scan_facts(scan: Scan) -> dict[str, Any]:
     }
 
 
-def write_findings(scan: Scan, weights: Weights, work: Path) -> tuple[str, str, str]:
+def write_findings(scan: Scan, weights: Weights, made: Path) -> tuple[str, str, str]:
     """JSON, CSV and the embedding; paths."""
-    folder = new_folder(work)
+    folder = new_folder(made)
     facts = findings_json(scan, weights)
     (folder / "findings.json").write_text(json.dumps(facts, indent=2) + "\n")
     with (folder / "findings.csv").open("w", newline="") as file:
@@ -130,7 +137,7 @@ def write_findings(scan: Scan, weights: Weights, work: Path) -> tuple[str, str, 
     return str(folder / "findings.json"), str(folder / "findings.csv"), str(folder / "embedding.safetensors")
 
 
-def write_map(scan: Scan, cells: Tensor, weights: Weights, work: Path) -> str:
+def write_map(scan: Scan, cells: Tensor, weights: Weights, made: Path) -> str:
     """A map on the scan's own voxels, float32: every patch's share of the similarity, rounded to a 2,000th of the largest so
     that it packs better (300 slices of 512 x 512: 99 MB)."""
     laid = lay_cells(cells, scan.analysis.geometry, weights)
@@ -139,6 +146,6 @@ def write_map(scan: Scan, cells: Tensor, weights: Weights, work: Path) -> str:
         part = laid[start : start + 16]
         np.rint(part / step, out=part)
         part *= step
-    path = new_folder(work) / "heat_map.nii.gz"
+    path = new_folder(made) / "heat_map.nii.gz"
     scan.volume.to_nifti(path, laid)
     return str(path)

@@ -12,11 +12,12 @@ from typing import Any
 import gradio as gr
 from huggingface_hub import snapshot_download
 
-from api import errors_told, paths_of
+from api import checked, paths_of
 from exports import new_folder
 from loading import Source
+from service import Service
 from texts import say
-from uploads import Intake, UploadError
+from uploads import UploadError
 
 MAX_BYTES = 50 * 2**20
 
@@ -42,18 +43,18 @@ def load_checker(source: Source) -> tuple[ModuleType, ModuleType, Path | None] |
     return importlib.import_module("trialreport.check"), importlib.import_module("trialreport.render"), folder
 
 
-def check_report(intake: Intake, checker: Any, paths: list[str], protocol: bool) -> tuple[str, dict]:
+def check_report(service: Service, checker: Any, paths: list[str], protocol: bool) -> tuple[str, dict]:
     """Page and JSON of a report; the upload is deleted.
 
     Raises:
         UploadError: it cannot be read as an English report.
     """
     check, render, checkpoint = checker
-    upload = intake.take(paths)
+    upload = service.receive(paths)
     try:
-        if upload.folder is None:
-            raise UploadError("error_upload_gone")
-        (file,) = list(upload.folder.iterdir())[:1]
+        if len(paths) != 1:
+            raise UploadError("error_one_file", str(len(paths)))
+        (file,) = upload.folder.iterdir()
         if file.stat().st_size > MAX_BYTES:
             raise UploadError("error_too_large", f"{MAX_BYTES >> 20} MiB")
         report = check.check(file, protocol, *([checkpoint] if checkpoint else []))
@@ -65,7 +66,7 @@ def check_report(intake: Intake, checker: Any, paths: list[str], protocol: bool)
         upload.delete()
 
 
-def add_report_tab(intake: Intake, checker: Any, language: gr.Radio, limit: dict) -> list[tuple[Any, str, str]]:
+def add_report_tab(service: Service, checker: Any, language: gr.Radio, limit: dict) -> list[tuple[Any, str, str]]:
     """Builds the tab's content; returns what the language changes."""
     guide = gr.Markdown(say("en", "report_help"))
     if checker is None:
@@ -82,9 +83,8 @@ def add_report_tab(intake: Intake, checker: Any, language: gr.Radio, limit: dict
             shown = gr.HTML(elem_id="report-shown")
 
     def check(path: str | None, is_protocol: bool, tongue: str) -> tuple:
-        with errors_told(tongue):
-            html, result = check_report(intake, checker, paths_of(path), is_protocol)
-        folder = new_folder(intake.work)
+        html, result = check_report(service, checker, paths_of(path), is_protocol)
+        folder = new_folder(service.made)
         (folder / "report.html").write_text(html, encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
         frame = f'<iframe title="report" sandbox="allow-scripts" srcdoc="{escape(html, quote=True)}"></iframe>'
@@ -104,10 +104,9 @@ def add_report_tab(intake: Intake, checker: Any, language: gr.Radio, limit: dict
             report: a .docx, .pdf, .md, .txt or JATS .xml file in English.
             is_protocol: check a protocol against SPIRIT 2013.
         """
-        with errors_told():
-            return check_report(intake, checker, paths_of(report), is_protocol)[1]
+        return check_report(service, checker, paths_of(report), is_protocol)[1]
 
-    gr.api(report_check, api_name="report_check", **limit)
+    gr.api(checked(report_check), api_name="report_check", **limit)
     return [
         (guide, "value", "report_help"),
         (file, "label", "report_file"),

@@ -12,8 +12,8 @@ import gradio as gr
 from torch import Tensor
 
 from analysis import Analysis
-from api import errors_told, paths_of
-from exports import write_findings, write_map, write_overlay, write_view
+from api import paths_of
+from exports import write_findings, write_map, write_overlay, write_picture, write_view
 from service import Service
 from texts import name_finding, say
 from uploads import Scan, Upload, UploadError
@@ -221,16 +221,14 @@ class ScanEvents:
         """A new upload, or an example of the Space's own (`keep`): page, viewer, read-out, series, button, empty results."""
         turn = page.begin()
         progress(0.1, desc=say(language, "stage_receive"))
-        with errors_told(language):
-            upload = self.service.receive(files if keep and files else paths_of(files), keep)
-            return self.read(page, turn, upload, None, language, progress)
+        upload = self.service.receive(files if keep and files else paths_of(files), keep)
+        return self.read(page, turn, upload, None, language, progress)
 
     def choose_series(self, number: int | None, page: Page, language: str, progress: gr.Progress = PROGRESS) -> tuple:
         turn, upload = page.begin(), page.session.upload
-        with errors_told(language):
-            if upload is None:
-                raise UploadError("error_no_scan")
-            return self.read(page, turn, upload, number, language, progress)
+        if upload is None:
+            raise UploadError("error_no_scan")
+        return self.read(page, turn, upload, number, language, progress)
 
     def read(
         self, page: Page, turn: int, upload: Upload, number: int | None, language: str, progress: gr.Progress
@@ -264,22 +262,18 @@ class ScanEvents:
         session = page.session
         if session.key is not None:
             progress(0.5, desc=say(language, "stage_view"))
-            with errors_told(language):
-                session.view = write_view(self.service.scan(session.key), self.service.work)
+            session.view = write_view(self.service.scan(session.key), self.service.made)
         return page.unless_replaced(session, self.state(session, language))
 
     def analyse(self, page: Page, language: str, progress: gr.Progress = PROGRESS) -> Any:
         """Findings, similar scans, downloads, and the map of the first finding that is not absent."""
         session = page.session
-        with errors_told(language):
-            scan = self.service.scan(session.key)
-            analysis = self.service.analyser.analyse(
-                scan, lambda share, stage: progress(share, desc=say(language, stage))
-            )
-            first = analysis.findings[0]
-            if first.verdict != "absent":
-                self.point(session, first.label)
-            paths = write_findings(scan, self.service.weights, self.service.work)
+        scan = self.service.scan(session.key)
+        analysis = self.service.analyser.analyse(scan, lambda share, stage: progress(share, desc=say(language, stage)))
+        first = analysis.findings[0]
+        if first.verdict != "absent":
+            self.point(session, first.label)
+        paths = write_findings(scan, self.service.weights, self.service.made)
         return page.unless_replaced(
             session,
             (
@@ -296,23 +290,21 @@ class ScanEvents:
         if found is None:
             raise UploadError("error_no_such_finding")
         cells = analysis.maps[label]
-        overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.work)
+        overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.made)
         session.pointed = Pointed(name=label, finding=label, cells=cells, mm=found.place.mm, overlay=overlay)
 
     def choose(self, page: Page, language: str, event: gr.EventData) -> Any:
         """A finding was clicked."""
         session = page.session
-        with errors_told(language):
-            self.point(session, str(event.finding))
+        self.point(session, str(event.finding))
         return page.unless_replaced(session, (self.state(session, language), gr.update(value=None, interactive=False)))
 
     def ask(self, question: str, page: Page, language: str) -> Any:
         """A sentence: its similarity, and its map in the viewer."""
         session, name = page.session, " ".join(question.split())[:80]
-        with errors_told(language):
-            scan, analysis = self.service.analysed(session.key)
-            similarity, cells, place = self.service.analyser.ask(analysis, question)
-            overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.work)
+        scan, analysis = self.service.analysed(session.key)
+        similarity, cells, place = self.service.analyser.ask(analysis, question)
+        overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.made)
         session.pointed = Pointed(name=name, finding=None, cells=cells, mm=place.mm, overlay=overlay)
         shown = answer_to(language, name, similarity, place)
         return page.unless_replaced(
@@ -321,21 +313,19 @@ class ScanEvents:
 
     def draw(self, page: Page, language: str, progress: gr.Progress = PROGRESS) -> Any:
         session = page.session
-        with errors_told(language):
-            scan, _ = self.service.analysed(session.key)
-            progress(0.3, desc=say(language, "stage_draw"))
-            drawn = self.service.analyser.draw_components(scan)
+        scan, _ = self.service.analysed(session.key)
+        progress(0.3, desc=say(language, "stage_draw"))
+        drawn = write_picture(self.service.analyser.draw_components(scan), self.service.made)
         return page.unless_replaced(session, gr.update(value=drawn, visible=True))
 
     def make_map(self, page: Page, language: str, progress: gr.Progress = PROGRESS) -> Any:
         session = page.session
         pointed = session.pointed
-        with errors_told(language):
-            scan, _ = self.service.analysed(session.key)
-            if pointed is None:
-                raise UploadError("error_no_map")
-            progress(0.3, desc=say(language, "stage_write"))
-            path = write_map(scan, pointed.cells, self.service.weights, self.service.work)
+        scan, _ = self.service.analysed(session.key)
+        if pointed is None:
+            raise UploadError("error_no_map")
+        progress(0.3, desc=say(language, "stage_write"))
+        path = write_map(scan, pointed.cells, self.service.weights, self.service.made)
         is_shown = session.pointed is pointed
         return page.unless_replaced(session, gr.update(value=path, interactive=True) if is_shown else gr.skip())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis import Analyser, Analysis
 from loading import Weights
-from uploads import Intake, Scan, ScanCache, Upload, UploadError, read_scan, scan_key, sweep
+from uploads import Scan, ScanCache, Upload, UploadError, read_scan, scan_key, sweep, take
 
 MAX_AGE_SECONDS = (
     15 * 60.0
@@ -25,12 +25,12 @@ class Service:
 
     def __init__(self, weights: Weights, work: Path, gallery: Path | None = None) -> None:
         self.weights, self.work = weights, work
+        self.made = work / "made"  # what the Space wrote itself: the only folder of `work` that is served
         self.analyser = Analyser(weights, gallery)
         self.cache = ScanCache()
-        self.intake = Intake(work)
 
     def receive(self, paths: Sequence[str], keep: bool = False) -> Upload:
-        return self.intake.take(paths, keep)
+        return take(paths, self.work, keep)
 
     def read(self, upload: Upload, number: int | None = None) -> tuple[Scan | None, bool]:
         """The scan of an upload, and whether it was in memory already; None where a series has to be chosen.

@@ -220,6 +220,15 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "error_no_analysis": ("Analyse the scan first.", "Analyseer eerst de scan."),
     "error_no_map": ("Choose a finding first.", "Kies eerst een bevinding."),
+    "error_argument": (
+        "A value of the call is of another type than its function takes:",
+        "Een waarde in de aanroep is van een ander type dan de functie verwacht:",
+    ),
+    "error_one_file": ("Pass one report. Number of files:", "Geef één verslag. Aantal bestanden:"),
+    "error_internal": (
+        "This could not be done. Check what was sent, or try another file; the kind of the error was noted, without a name.",
+        "Dit lukte niet. Controleer wat is gestuurd, of probeer een ander bestand; het soort fout is genoteerd, zonder naam.",
+    ),
     "error_upload_gone": (
         "The upload is no longer here. Upload it again.",
         "De upload is er niet meer. Upload opnieuw.",

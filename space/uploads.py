@@ -90,55 +90,47 @@ class Upload:
     `series` is filled where a choice has to be made; until then the files stay.
     """
 
-    folder: Path | None
+    folder: Path
     digest: str
     series: tuple[Series, ...] = ()
 
     def delete(self) -> None:
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder = None
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Intake:
-    """Takes uploads into folders of their own under `work`."""
+def take(paths: Sequence[str], work: Path, keep: bool = False) -> Upload:
+    """Moves uploaded files into a new folder under `work` and hashes them; what they are called there does not matter.
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self._digests: OrderedDict[bytes, str] = OrderedDict()  # hash of where an upload lay -> hash of its bytes
-        self._lock = threading.Lock()
+    Whoever moves a file first has it: for every later call on its path there is nothing there.
 
-    def take(self, paths: Sequence[str], keep: bool = False) -> Upload:
-        """Moves uploaded files into a new folder and hashes them; what they are called there does not matter.
+    Args:
+        paths: as the server stored them; one that is given twice counts once.
+        keep: leave the files where they are (the Space's own examples).
 
-        Args:
-            paths: as the server stored them. It stores equal files of two people once, so the second may find them
-                gone and read already: then the hash is remembered.
-            keep: leave the files where they are (the Space's own examples).
-
-        Raises:
-            UploadError: nothing, too many files, or too many bytes.
-        """
-        if not paths:
-            raise UploadError("error_no_file")
-        if len(paths) > MAX_FILES:
-            raise UploadError("error_too_many_files", str(len(paths)))
-        place = hashlib.sha256("\n".join(sorted(paths)).encode()).digest()
-        with self._lock:
-            if not any(Path(path).is_file() for path in paths) and place in self._digests:
-                return Upload(folder=None, digest=self._digests[place])
-            if not all(Path(path).is_file() for path in paths):
-                raise UploadError("error_upload_gone")
-            if sum(Path(path).stat().st_size for path in paths) > MAX_UPLOAD_BYTES:
-                raise UploadError("error_too_large", f"{MAX_UPLOAD_BYTES >> 30} GiB")
-            folder = Path(tempfile.mkdtemp(dir=self.work, prefix="upload-"))
-            moved = [bring(Path(path), folder, number, keep) for number, path in enumerate(paths)]
-            digests = sorted(hash_file(path) for path in moved)
-            digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-            self._digests[place] = digest
-            while len(self._digests) > 10 * CACHE_SCANS:
-                self._digests.popitem(last=False)
-        return Upload(folder=folder, digest=digest)
+    Raises:
+        UploadError: nothing, too many files, too many bytes, or files that are gone.
+    """
+    if not paths:
+        raise UploadError("error_no_file")
+    if len(paths) > MAX_FILES:
+        raise UploadError("error_too_many_files", str(len(paths)))
+    files = sorted({Path(path).resolve() for path in paths})
+    if not all(file.is_file() for file in files):
+        raise UploadError("error_upload_gone")
+    upload = Upload(folder=Path(tempfile.mkdtemp(dir=work, prefix="upload-")), digest="")
+    try:
+        if sum(file.stat().st_size for file in files) > MAX_UPLOAD_BYTES:
+            raise UploadError("error_too_large", f"{MAX_UPLOAD_BYTES >> 30} GiB")
+        moved = [bring(file, upload.folder, number, keep) for number, file in enumerate(files)]
+    except FileNotFoundError:  # another call on the same path came first
+        upload.delete()
+        raise UploadError("error_upload_gone") from None
+    except UploadError:
+        upload.delete()
+        raise
+    digests = sorted(hash_file(path) for path in moved)
+    upload.digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return upload
 
 
 def bring(path: Path, folder: Path, number: int, keep: bool) -> Path:
@@ -196,7 +188,7 @@ def read_scan(upload: Upload, number: int | None, reader: ModuleType, seconds: A
     Raises:
         UploadError: with the reader's reason.
     """
-    if upload.folder is None:
+    if not upload.folder.is_dir():
         raise UploadError("error_upload_gone")
     start = seconds()
     uid = None
@@ -222,8 +214,6 @@ def read_scan(upload: Upload, number: int | None, reader: ModuleType, seconds: A
 
 def source_of(upload: Upload) -> Path:
     """One file is the source itself; several are a folder."""
-    if upload.folder is None:
-        raise UploadError("error_upload_gone")
     files = list(upload.folder.iterdir())
     return files[0] if len(files) == 1 else upload.folder
 

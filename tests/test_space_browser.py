@@ -60,6 +60,7 @@ def visit(browser: Any, space: Space, size: tuple[int, int], is_plain: bool) -> 
     visited = Visit(page=context.new_page(), is_plain=is_plain)
     visited.page.on("request", lambda request: note(visited.strangers, request.url, space.url))
     visited.page.on("pageerror", lambda error: visited.errors.append(str(error)))
+    visited.page.on("console", lambda message: note_violation(visited.errors, message.text))
     if is_plain:
         visited.page.route("**/niivue.umd.js", lambda route: route.abort())
     visited.page.goto(space.url, timeout=PATIENCE_MS)
@@ -71,6 +72,12 @@ def visit(browser: Any, space: Space, size: tuple[int, int], is_plain: bool) -> 
 def note(strangers: list[str], url: str, home: str) -> None:
     if not url.startswith((home, "data:", "blob:")):
         strangers.append(url)
+
+
+def note_violation(errors: list[str], text: str) -> None:
+    """What the page wanted and its content security policy forbids."""
+    if "Content Security Policy" in text:
+        errors.append(text)
 
 
 @pytest.fixture(scope="module", params=["desk", "phone"])
@@ -286,6 +293,28 @@ def test_a_script_that_comes_late_is_waited_for(browser: Any, space: Space, scri
     assert page.locator("#viewer .help").count() == 0
     held[0].continue_()
     page.wait_for_function("(document.querySelector('#viewer .help') || {}).textContent")
+    context.close()
+
+
+def test_an_uploaded_page_and_one_that_the_space_made_run_no_script(browser: Any, space: Space) -> None:
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    script = b"<title>still</title><script>document.title = 'ran'</script>"
+    upload = {"name": "x.html", "mimeType": "text/html", "buffer": script}
+    (path,) = page.request.post(f"{space.url}/gradio_api/upload", multipart={"files": upload}).json()
+    assert page.goto(f"{space.url}/gradio_api/file={path}").status == 404
+    assert page.title() != "ran"
+    made = space.work / "made" / "x" / "x.html"
+    made.parent.mkdir(parents=True)
+    made.write_bytes(script)
+    with page.expect_download() as started, pytest.raises(sync_api.Error, match="Download is starting"):
+        page.goto(f"{space.url}/gradio_api/file={made}")
+    assert Path(started.value.path()).read_bytes() == script
+    page.goto(space.url, timeout=PATIENCE_MS)
+    page.set_content(f"<iframe src='{space.url}/gradio_api/file={made}'></iframe>")
+    assert page.evaluate("document.querySelector('iframe').contentDocument?.title") != "ran"
+    shutil.rmtree(made.parent)
     context.close()
 
 

@@ -20,7 +20,7 @@ from service import Service
 from tests.phantoms import phantom_volume
 from tests.space_process import CALIBRATION, save_stand_in, write_study
 from texts import FINDINGS_NL, TEXTS
-from uploads import ScanCache, Upload
+from uploads import ScanCache, Upload, UploadError
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_scan_that_is_refused_leaves_the_one_that_is_open_or_being_read(
 
     def refuse_another_meanwhile(service: Service, upload: Upload, number: int | None = None) -> Any:
         monkeypatch.setattr(Service, "read", original)
-        with pytest.raises(gr.Error):
+        with pytest.raises(UploadError):
             events.open([str(tmp_path / "letter.pdf")], page, "en", say_nothing, keep=True)
         assert page.session is before
         return original(service, upload, number)

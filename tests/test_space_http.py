@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -226,6 +227,149 @@ def test_while_it_computes_the_page_answers_and_the_queue_is_bounded(
         assert not held.done()
     assert held.result()["findings"]
     assert client.predict(files_of(study), api_name="/find")["findings"]
+
+
+# ---- what is served ----
+
+
+def send(space: Space, name: str, content: bytes) -> str:
+    """Uploads a file; where the server put it."""
+    answer = httpx.post(f"{space.url}/gradio_api/upload", files={"files": (name, content)}, timeout=None)
+    (path,) = answer.raise_for_status().json()
+    return path
+
+
+SCRIPT = b"<script>document.title = 'ran'</script>"
+
+
+@pytest.mark.parametrize("name", ["x.html", "x.svg", "x.js", "x.pdf", "x.zip"])
+def test_an_upload_is_never_served(space: Space, name: str) -> None:
+    path = send(space, name, SCRIPT)
+    static = space.checkpoint.parent / "space" / "static"
+    for address in (f"file={path}", f"file/{path}", f"file={static}/%2e%2e/%2e%2e/..{path}", f"file=%2f{path[1:]}"):
+        answer = httpx.get(f"{space.url}/gradio_api/{address}", timeout=None)
+        assert answer.status_code == 404, address
+        assert SCRIPT not in answer.content
+
+
+def test_nothing_but_the_folders_of_the_space_is_served(space: Space) -> None:
+    code = space.checkpoint.parent / "space" / "app.py"
+    for path in (code, space.log, space.checkpoint / "config.json", "/etc/passwd", "https://example.com/", "%00", ""):
+        assert httpx.get(f"{space.url}/gradio_api/file={path}", timeout=None).status_code == 404, path
+
+
+def test_every_response_forbids_other_types_and_other_hosts(client: Any, space: Space, study: Path) -> None:
+    script = space.checkpoint.parent / "space" / "static" / "viewer.js"
+    client.predict(files_of(study), "Lung nodule", api_name="/heat_map")
+    (made, *_) = (space.work / "made").rglob("heat_map.nii.gz")
+    served = [f"gradio_api/file={path}" for path in (script, made)]
+    others = [
+        "",
+        "config",
+        "theme.css",
+        "gradio_api/info",
+        "nowhere",
+        "gradio_api/file=/etc/passwd",
+        "gradio_api/queue/data",
+    ]
+    answers = {path: httpx.get(f"{space.url}/{path}", timeout=None) for path in (*served, *others)}
+    answers["upload"] = httpx.post(f"{space.url}/gradio_api/upload", timeout=None)
+    answers["call"] = post(space, "nowhere")
+    assert {answer.status_code for answer in answers.values()} >= {200, 400, 404, 422}
+    for path, answer in answers.items():
+        assert answer.headers["x-content-type-options"] == "nosniff", path
+        policy = policy_of(answer)
+        assert policy["default-src"] == ("'none'" if "file=" in path else "'self'"), path
+        hosts = [sources for name, sources in policy.items() if name != "frame-ancestors"]
+        assert not any("http" in sources or "*" in sources for sources in hosts), path
+    for path in served:
+        assert answers[path].status_code == 200
+        assert answers[path].headers["content-disposition"] == "attachment"
+        assert "sandbox" in policy_of(answers[path])
+    assert answers[served[1]].content == made.read_bytes()
+
+
+def policy_of(answer: Any) -> dict[str, str]:
+    parts = (part.strip().partition(" ") for part in answer.headers["content-security-policy"].split(";"))
+    return {name: sources for name, _, sources in parts}
+
+
+# ---- what fails ----
+
+
+def laughing(folder: Path) -> Path:
+    """A Word file whose text is an entity of ten entities of ten entities, nine deep."""
+    path = folder / f"{SECRET}.docx"
+    pytest.importorskip("docx").Document().save(folder / "plain.docx")
+    entities = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+    document = (
+        f'<?xml version="1.0"?><!DOCTYPE d [<!ENTITY l0 "ha">{entities}]>'
+        '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
+        "<w:body><w:p><w:r><w:t>&l9;</w:t></w:r></w:p></w:body></w:document>"
+    )
+    with zipfile.ZipFile(folder / "plain.docx") as plain, zipfile.ZipFile(path, "w") as archive:
+        for name in plain.namelist():
+            archive.writestr(name, document if name == "word/document.xml" else plain.read(name))
+    return path
+
+
+def test_a_document_that_would_grow_without_end_is_refused_in_words(client: Any, space: Space, tmp_path: Path) -> None:
+    with pytest.raises(gradio_client.exceptions.AppError) as told:
+        client.predict(gradio_client.handle_file(laughing(tmp_path)), api_name="/report_check")
+    assert str(told.value).startswith(TEXTS["error_report"][0])
+    assert SECRET not in str(told.value)
+    assert "Traceback" not in space.log.read_text()
+
+
+WRONG: dict[str, tuple[object, ...]] = {
+    "find": (None, "1", 0.5, True, [], {}),
+    "similar_scans": (None, "4", [4]),
+    "query": (None, 5, ["text"], {"a": 1}),
+    "heat_map": (None, 5, []),
+}
+
+
+@pytest.mark.parametrize("function", WRONG)
+def test_a_value_of_another_type_is_refused_in_words(function: str, space: Space, study: Path) -> None:
+    for wrong in WRONG[function]:
+        path = send(space, f"{SECRET}.zip", study.read_bytes())
+        told = outcome(space, function, [{"path": path}], wrong, *([] if function == "find" else [-1]))
+        assert told.startswith("event: error")
+        assert TEXTS["error_argument"][0] in told
+        Path(path).unlink()  # nothing took it
+    assert SECRET not in space.log.read_text()
+
+
+def test_whatever_else_fails_is_answered_in_words_and_logged_without_a_name(space: Space, study: Path) -> None:
+    path = send(space, f"{SECRET}.zip", study.read_bytes())
+    for arguments in ([[{"path": f"{path}\0"}], -1], [[{"path": "x" * 5000}], -1], [[{"path": path}]]):
+        told = outcome(space, "find", *arguments)
+        assert told.startswith("event: error"), told
+        assert any(TEXTS[key][0] in told for key in ("error_internal", "error_upload_gone")), told
+    Path(path).unlink()  # nothing took it
+    for body in ("no JSON", '{"data": 5}', f'{{"data": ["{SECRET}"], "fn_index": 10000, "session_hash": "a"}}'):
+        answer = httpx.post(f"{space.url}/gradio_api/queue/join", content=body, timeout=None)
+        assert answer.status_code >= 400
+        assert answer.json()["detail"]
+    assert SECRET not in space.log.read_text()
+    assert "Traceback" not in space.log.read_text()
+
+
+def test_one_file_that_is_given_twice_is_one_file(space: Space, study: Path) -> None:
+    path = send(space, f"{SECRET}.zip", study.read_bytes())
+    told = outcome(space, "inspect_scan", [{"path": path}, {"path": path}], -1)
+    assert told.startswith("event: complete"), told
+
+
+def test_a_path_answers_nothing_once_its_file_is_gone(space: Space, study: Path) -> None:
+    paths = [send(space, "study.zip", study.read_bytes()) for _ in range(2)]
+    assert paths[0] != paths[1]  # equal files of two people
+    assert outcome(space, "find", [{"path": paths[0]}], -1).startswith("event: complete")
+    for function in ("find", "inspect_scan", "embed"):
+        told = outcome(space, function, [{"path": paths[0]}], -1)
+        assert told.startswith("event: error")
+        assert TEXTS["error_upload_gone"][0] in told
+    assert outcome(space, "find", [{"path": paths[1]}], -1).startswith("event: complete")
 
 
 # ---- what is left behind ----
