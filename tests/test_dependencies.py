@@ -15,8 +15,8 @@ ROOMS = {  # folder -> the extras that whoever runs it has
     "train": ("io", "train"),
     "reporting": ("reporting", "train"),
     "space": ("io", "space"),
-    "benchmarks": ("io", "train", "reporting", "space", "dev"),
-    "tests": ("io", "train", "reporting", "space", "dev"),
+    "benchmarks": ("io", "train", "reporting", "space", "quantization", "dev"),
+    "tests": ("io", "train", "reporting", "space", "quantization", "dev"),
 }
 
 

@@ -445,7 +445,7 @@ def ask_segmentation(encoder: str, population: Population, results: Results) -> 
         volume = read_case(case)
         truth = read_label_map(case, volume)
         inputs: CTFMBatchFeature = image_processor(processor).preprocess(volume)
-        predicted = image_processor(processor).to_patient_space(model.segment(**inputs), inputs)[0]
+        predicted = image_processor(processor).to_patient_space(model.segment(**inputs), inputs)[0]  # pyright: ignore
         for number, output in shared.items():
             a, b = predicted == output, truth == number
             if b.any():

@@ -35,7 +35,6 @@ from .labels import LabelModel, LabelObjective, grade, label_names, make_label_b
 from .pretrain import Run, prepare_process, read_source, train_phase
 from .processes import Processes, all_processes
 from .recipes import FINE_TUNINGS, FineTuning
-from .shards import Manifest
 from .tables import labels_by_scan
 from .throughput import label_flops, num_tokens
 
