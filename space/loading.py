@@ -71,7 +71,7 @@ def find_source() -> Source:
 def load_weights(source: Source) -> Weights:
     """Loads a checkpoint in float32, into the memory of the CPU."""
     try:
-        importlib.import_module("ctfm")
+        importlib.import_module("ctfm").CTFMModel  # noqa: B018 - which registers the Auto classes
         settings: dict[str, Any] = {"revision": source.revision}
     except ImportError:
         settings = {"revision": source.revision, "trust_remote_code": True}

@@ -12,11 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, CTFMVisionModel, read_volume
-from ctfm.__main__ import main
+from ctfm import (
+    CTFMForImageClassification,
+    CTFMImageProcessor,
+    CTFMModel,
+    CTFMProcessor,
+    CTFMVisionModel,
+    read_volume,
+)
+from ctfm.__main__ import SPACINGS, main
+from ctfm.image_processing_ctfm import SPACING_PRESETS
 from ctfm.train.dicom_series import write_dicom_series
-from safetensors.torch import load_file
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
 
+from tests.local_hub import LocalHub
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -292,3 +302,123 @@ def test_the_phantom_is_read_as_it_was_made(tmp_path: Path) -> None:
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.hu, phantom_hu())
     np.testing.assert_allclose(volume.affine, canonical_affine(), atol=1e-4)
+
+
+# ---- what is loaded, and when ----
+
+
+def run_python(code: str, *arguments: str, **settings: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
+def test_help_and_inspect_load_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    code = """
+import sys
+from ctfm.__main__ import main
+
+try:
+    main(["--help"])
+except SystemExit:
+    assert sys.modules.keys().isdisjoint({"numpy", "torch", "transformers"})
+assert main(["inspect", sys.argv[1]]) == 0
+assert sys.modules.keys().isdisjoint({"torch", "transformers"})
+"""
+    assert "geometry" in run_python(code, str(tmp_path / "scan.nii"))
+
+
+def test_the_first_class_that_is_touched_registers_all_with_the_auto_classes(checkpoint: Path) -> None:
+    code = """
+import sys
+import ctfm
+
+ctfm.read_volume
+assert "transformers" not in sys.modules
+assert set(ctfm.__all__) <= set(dir(ctfm))
+ctfm.CTFMVisionConfig
+from transformers import AutoImageProcessor, AutoModel
+
+assert type(AutoModel.from_pretrained(sys.argv[1])) is ctfm.CTFMVisionModel
+assert type(AutoImageProcessor.from_pretrained(sys.argv[1])) is ctfm.CTFMImageProcessor
+for name in ctfm.__all__:
+    getattr(ctfm, name)
+try:
+    ctfm.CTFMNothing
+except AttributeError as error:
+    assert "CTFMNothing" in str(error)
+"""
+    run_python(code, str(checkpoint))
+
+
+def test_the_choices_of_spacing_are_those_of_the_processor() -> None:
+    assert set(SPACINGS) == set(SPACING_PRESETS)
+
+
+# ---- which weights ----
+
+
+def test_a_model_without_a_trained_joint_space_has_no_such_features_and_the_manifest_says_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    CTFMModel(tiny_config()).to(torch.bfloat16).save_pretrained(tmp_path / "dual")
+    CTFMForImageClassification.from_pretrained(tmp_path / "dual").save_pretrained(tmp_path / "findings")
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    outputs = {}
+    for name in ("dual", "findings"):
+        CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native").save_pretrained(tmp_path / name)
+        arguments = ["--out", str(tmp_path / name / "out"), "--model", str(tmp_path / name)]
+        assert main(["embed", str(tmp_path / "scan.nii"), *arguments]) == 0
+        (row,) = rows(tmp_path / name / "out")
+        features = load_file(tmp_path / name / "out" / row["features"])
+        outputs[name] = row["outputs"].split()
+        assert set(outputs[name]) == features.keys() - {"crop_grid", "grid_affine"}
+        assert {features[output].dtype for output in outputs[name]} == {torch.float32}
+    assert outputs == {
+        "dual": ["scan_features", "crop_embeds", "image_embeds"],
+        "findings": ["scan_features", "crop_embeds"],
+    }
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "model")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights.pop("local_model.norm.weight")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    arguments = ["--out", str(tmp_path / "out"), "--model", str(tmp_path / "model")]
+    assert main(["embed", str(tmp_path / "scan.nii"), *arguments]) == 2
+    assert "lacks 1 weights, local_model.norm.weight" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way of sending LFS
+def test_a_new_revision_on_the_hub_is_computed_anew(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    command = "import sys; from ctfm.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["embed", str(tmp_path / "scan.nii"), "--out", str(tmp_path / "out"), "--model", "org/ctfm"]
+    found = []
+    with LocalHub() as hub:
+        api = HfApi(hub.url, token="hf_test")
+        api.create_repo("org/ctfm")
+        for folder in (checkpoint, checkpoint, tmp_path / "other"):
+            if not folder.is_dir():
+                shutil.copytree(checkpoint, folder)
+                CTFMVisionModel(tiny_config().vision_config).save_pretrained(folder)
+            api.upload_folder(folder_path=folder, repo_id="org/ctfm")
+            run_python(command, *arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1")
+            (row,) = rows(tmp_path / "out")
+            found.append((row["features"], row["model"]))
+    assert len({features for features, _ in found}) == len({model for _, model in found})
+    assert found[1] != found[2]
+    assert all(model.startswith("org/ctfm@") for _, model in found)

@@ -15,6 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -26,6 +27,7 @@ MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
+UNPACKING_THREADS = 2
 
 DRIVE = re.compile(r"[A-Za-z]:")  # "C:..." leaves the folder on Windows; any other colon is part of a name
 MAX_NAME_BYTES, MAX_PATH_BYTES = 200, 2000  # file systems take 255 and 4096
@@ -226,8 +228,11 @@ def unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as zipped:
             members = zipped.infolist()
             _check_archive(archive, members)
-            for member, parts in _safe_members(archive, members):
-                _unpack_member(zipped, member, folder.joinpath(*parts))
+            checked = list(_safe_members(archive, members))
+            # Inflating is what takes the time, and zlib lets other threads run meanwhile; reads of the archive are locked.
+            with ThreadPoolExecutor(max_workers=UNPACKING_THREADS) as pool:
+                for _ in pool.map(lambda found: _unpack_member(zipped, found[0], folder.joinpath(*found[1])), checked):
+                    pass
     except zipfile.BadZipFile:
         raise DamagedFileError(
             "the zip is damaged or ends early", file=archive.name, cure="Copy or download it again."

@@ -214,7 +214,9 @@ def _read_compressed(layout: PixelLayout) -> Iterator[np.ndarray]:
         )
     decoder = get_decoder(UID(layout.transfer_syntax))
     if not decoder.is_available:
-        needed = "pylibjpeg pylibjpeg-openjpeg" if layout.transfer_syntax in HIGH_THROUGHPUT_JPEG_2000 else '"ctfm[io]"'
+        needed = (
+            "pylibjpeg pylibjpeg-openjpeg" if layout.transfer_syntax in HIGH_THROUGHPUT_JPEG_2000 else "python-gdcm"
+        )
         raise UnsupportedFormatError(
             "the decoder for this transfer syntax is not installed",
             file=name,

@@ -158,9 +158,9 @@ def read_volume(source: Source, series_uid: str | None = None) -> Volume:
     """Reads one CT scan.
 
     Args:
-        source: a DICOM folder (nested, any file names), a zip of one, a multi-frame DICOM file, a .nii, .nii.gz, .mha, .mhd,
-            .nrrd or .nhdr file, or `(array, affine)`: an array indexed `(i, j, k)` with the 4 x 4 affine that maps
-            `(i, j, k, 1)` to RAS+ millimetres, in any axis order. A `Volume` passes through.
+        source: a DICOM folder (nested, any file names), a zip of one, a multi-frame DICOM file, a .nii, .nii.gz, .hdr (with its
+            .img beside it), .mha, .mhd, .nrrd or .nhdr file, or `(array, affine)`: an array indexed `(i, j, k)` with the 4 x 4
+            affine that maps `(i, j, k, 1)` to RAS+ millimetres, in any axis order. A `Volume` passes through.
         series_uid: which series, as `list_series` names it. Without it, the source must hold just one CT volume of one
             patient: localizers, secondary captures, derived maps, reformats beside an original stack, and series of fewer
             than five slices beside a longer one are left out and reported; several remaining ones are refused.
