@@ -481,6 +481,7 @@ def read_docx(path: Path) -> _Reading:
         import docx
         from docx.opc.exceptions import PackageNotFoundError
         from docx.oxml.exceptions import InvalidXmlError
+        from lxml.etree import LxmlError  # pyright: ignore[reportAttributeAccessIssue] -- compiled, without stubs
     except ImportError as error:
         raise DocumentError("Reading docx needs python-docx: pip install python-docx.") from error
     if path.read_bytes()[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
@@ -493,7 +494,7 @@ def read_docx(path: Path) -> _Reading:
                     f"{path.name} expands to {expanded:,} bytes; at most {MAX_EXPANDED_BYTES:,} are read."
                 )
         reading = _read_body(docx.Document(str(path)))
-    except (PackageNotFoundError, InvalidXmlError, *_DAMAGE) as error:
+    except (PackageNotFoundError, InvalidXmlError, LxmlError, *_DAMAGE) as error:
         if isinstance(error, DocumentError):
             raise
         raise DocumentError(f"{path.name} is not a readable docx ({error}). Save it again as .docx.") from error
