@@ -19,8 +19,8 @@ from typing import Any
 MAX_UPLOAD_BYTES = 2 * 2**30
 MAX_FILES = 1000  # what one request may carry; a larger series goes as a zip
 MAX_VOXELS = 450_000_000  # 1,700 slices of 512 x 512
-CACHE_BYTES = 3 * 2**30
-CACHE_SCANS = 24
+CACHE_BYTES = 2**30  # what ten uploads may leave; the largest scan that is read is 0.9 GB
+CACHE_SCANS = 6
 
 
 class UploadError(ValueError):

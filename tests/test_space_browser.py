@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ctfm import Volume
 from PIL import Image
 
+from tests.phantoms import canonical_affine, phantom_hu
 from tests.space_process import HOSTILE, SECRET, Space, hold, letter, run_space, write_study
 from texts import TEXTS
 
@@ -316,6 +318,31 @@ def test_an_uploaded_page_and_one_that_the_space_made_run_no_script(browser: Any
     assert page.evaluate("document.querySelector('iframe').contentDocument?.title") != "ran"
     shutil.rmtree(made.parent)
     context.close()
+
+
+def test_the_browser_lets_go_of_the_scans_before(browser: Any, space: Space, tmp_path: Path) -> None:
+    if not (space.checkpoint.parent / "space" / "static" / "niivue.umd.js").is_file():
+        pytest.skip("NiiVue is not here: `make space` brings it")
+    visited = visit(browser, space, (1280, 900), is_plain=False)
+    page, held = visited.page, []
+    measure = page.context.new_cdp_session(page)
+    hu = phantom_hu((12, 48, 48)).repeat(3, 0).repeat(4, 1).repeat(4, 2)
+    for number in range(12):
+        path = tmp_path / f"{number}.nii.gz"
+        Volume(hu=hu + np.int16(number), affine=canonical_affine((5.0, 2.5, 2.5))).to_nifti(path)
+        before = page.get_attribute("#viewer", "data-shown")
+        page.set_input_files("#files input[type=file]", str(path))
+        page.wait_for_function(
+            """before => {
+              const shown = document.querySelector('#viewer').dataset.shown;
+              return shown !== before && JSON.parse(shown || '{}').scan;
+            }""",
+            arg=before,
+        )
+        measure.send("HeapProfiler.collectGarbage")
+        held.append(measure.send("Runtime.getHeapUsage")["backingStorageSize"])
+    assert held[-1] - held[2] < 2 * hu.nbytes  # of nine more
+    page.context.close()
 
 
 def test_bad_input_is_told_and_the_next_upload_works(fresh: Visit, study: Path, tmp_path: Path) -> None:

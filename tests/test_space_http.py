@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-from ctfm import read_volume
+from ctfm import Volume, read_volume
 
 from analysis import Analyser
 from loading import Source, load_weights
+from tests.phantoms import canonical_affine, phantom_hu
 from tests.space_process import HOSTILE, ROOT, SECRET, Space, hold, run_space, write_study
 from texts import TEXTS
-from uploads import Scan
+from uploads import CACHE_SCANS, Scan
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra [space] is not installed")
 httpx = pytest.importorskip("httpx")
@@ -373,6 +375,18 @@ def test_a_path_answers_nothing_once_its_file_is_gone(space: Space, study: Path)
 
 
 # ---- what is left behind ----
+
+
+def test_the_memory_of_the_server_stays_flat_however_many_scans_are_uploaded(
+    client: Any, space: Space, tmp_path: Path
+) -> None:
+    resident, hu = [], phantom_hu((12, 48, 48)).repeat(5, 0).repeat(10, 1).repeat(10, 2)
+    for number in range(CACHE_SCANS + 6):
+        path = tmp_path / f"{number}.nii.gz"
+        Volume(hu=hu + np.int16(number), affine=canonical_affine((5.0, 1.0, 1.0))).to_nifti(path)
+        client.predict(files_of(path), api_name="/inspect_scan")
+        resident.append(psutil.Process(space.process.pid).memory_info().rss)
+    assert resident[-1] - resident[CACHE_SCANS] < 2 * hu.nbytes  # of five more
 
 
 def test_nobody_is_named_in_an_answer_a_download_or_the_log_and_uploads_are_gone(

@@ -37,6 +37,7 @@
 
     async load(url, [low, high]) {
       await this.ready;
+      this.nv.mediaUrlMap.clear(); // loadVolumes lets go of the volumes before, this map does not
       await this.nv.loadVolumes([{ url, name: "scan.nii.gz", colormap: "gray", cal_min: low, cal_max: high }]);
       this.nv.createOnLocationChange(); // where the crosshair is, before anybody moved it
     }
