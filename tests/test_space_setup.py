@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import os
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -94,3 +96,19 @@ def test_where_there_is_a_checkpoint_make_opens_the_space(target: str, tmp_path:
 
 def test_where_there_is_none_make_demo_ends_without_the_space(tmp_path: Path) -> None:
     assert [program.strip() for program in planned("demo", tmp_path)] == ["-m ctfm demo"]
+
+
+def test_a_pass_runs_on_one_thread_unless_the_host_says_otherwise() -> None:
+    pytest.importorskip("gradio", reason="the extra [space] is not installed")
+    for given, threads in ((None, "1"), ("2", "2")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        environment |= {} if given is None else {"OMP_NUM_THREADS": given}
+        said = subprocess.run(
+            [sys.executable, "-c", "import app, torch; print(torch.get_num_threads())"],
+            cwd=ROOT / "space",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert said.strip() == threads
