@@ -250,7 +250,7 @@ def test_lossless_compression_changes_no_value(tmp_path: Path, name: str, signed
     assert packed.source.transfer_syntax != plain.source.transfer_syntax
 
 
-STORED_FORMS = [(signed, bits) for signed in (False, True) for bits in (10, 12, 13, 16)]
+STORED_FORMS = [(signed, bits) for signed in (False, True) for bits in (8, 10, 12, 13, 16)]
 LOSSLESS = ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"]
 
 
@@ -259,8 +259,8 @@ def as_stored(signed: bool, bits: int) -> Edit:
 
     def pack(data_set: FileDataset, index: int) -> None:
         hu = np.frombuffer(data_set.PixelData, "<i2").astype(np.int64) - 1024
-        squeezed = hu // 8 if bits == 10 else hu // 2
-        stored = squeezed if signed else squeezed + 512
+        squeezed = hu // {8: 32, 10: 8}.get(bits, 2)
+        stored = squeezed if signed else squeezed + {8: 32, 10: 128}.get(bits, 512)
         data_set.PixelData = (stored & ((1 << bits) - 1)).astype("<u2").tobytes()
         data_set.RescaleSlope, data_set.RescaleIntercept = "1", "-600"
         data_set.BitsStored, data_set.HighBit, data_set.PixelRepresentation = bits, bits - 1, int(signed)
