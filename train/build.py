@@ -42,7 +42,7 @@ from .drawn import (
     finding_codes,
     load_drawn,
 )
-from .joint import JointBatch, JointObjective, count_codes
+from .joint import JointBatch, JointObjective, find_codes
 from .labels import LabelObjective, draw_parts, name_findings, tabulate, tabulate_parts
 from .masking import draw_kept_crops, draw_token_mask
 from .objective import SelfSupervisionBatch, SelfSupervisionObjective
@@ -396,15 +396,15 @@ def build_joint(
     )
     image_processor, prompts, vision = processor.image_processor, find_prompts(phase.prompts), model.vision_model.config
     patch_size, num_structures = vision.patch_size, len(STRUCTURES)
-    codes = finding_codes()
+    numbers = finding_codes()
 
     def make_batch(scans: Sequence[DrawnScan]) -> JointBatch:
         generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, scans[0].seed, 10))
         cut = [cut_drawn(scan, image_processor, device) for scan in scans]
-        voxels = torch.cat([codes for _, codes in cut])
+        voxels = torch.cat([voxel_codes for _, voxel_codes in cut])
         organs = torch.where(voxels < 0, -1, voxels % FINDING_STEP)
         found = torch.where(voxels < 0, -1, voxels // FINDING_STEP)
-        counts = count_codes(found, patch_size, FINDING_STEP)
+        held = find_codes(found, patch_size, FINDING_STEP)
         texts = [vary_report(scan.report, phase.reports, scan.seed) for scan in scans]
         input_ids, attention_mask = read_texts(texts, processor, phase.reports.max_tokens)
         present, absent = draw_prompts(FINDINGS, prompts, hash_numbers(recipe.seed, scans[0].seed, 5))
@@ -413,13 +413,13 @@ def build_joint(
         chosen = torch.randperm(len(voxels), generator=generator)[: phase.objective.segmented_crops]
         keys = torch.tensor([[hash_words(s.report), hash_words(t)] for s, t in zip(scans, texts, strict=True)])
         return JointBatch(
-            pixel_values=torch.cat([pixels for pixels, _ in cut]),
+            pixel_values=torch.cat([crop_pixels for crop_pixels, _ in cut]),
             scan=torch.cat([torch.full_like(rows, number) for number, rows in enumerate(crops)]),
             crop=torch.cat(crops),
             crop_grid=torch.tensor([scan.geometry.crop_grid for scan in scans]),
             structures=torch.where(organs < 0, -100, organs).long(),
-            token_structures=count_codes(organs, patch_size, num_structures) > 0,
-            token_findings=torch.stack([(counts[..., list(codes[name])] > 0).any(-1) for name in FINDINGS], -1),
+            token_structures=find_codes(organs, patch_size, num_structures),
+            token_findings=torch.stack([held[..., list(numbers[name])].any(-1) for name in FINDINGS], -1),
             labels=torch.tensor([[float(scan.labels[name]) for name in FINDINGS] for scan in scans]),
             input_ids=input_ids,
             attention_mask=attention_mask,

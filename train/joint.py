@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..modeling_ctfm import (
@@ -89,15 +89,15 @@ class JointBatch:
         )
 
 
-def count_codes(codes: Int[Tensor, "m D H W"], patch_size: Sequence[int], num_codes: int) -> Int[Tensor, "m n codes"]:
-    """Voxels of each code in each patch, in the order of the patch tokens; negative codes are counted nowhere."""
+def find_codes(codes: Int[Tensor, "m D H W"], patch_size: Sequence[int], num_codes: int) -> Bool[Tensor, "m n codes"]:
+    """Which codes lie in each patch, in the order of the patch tokens; negative codes lie nowhere.
+
+    One comparison a code: counting by scattered additions waits for itself, since the voxels of a patch are mostly alike.
+    """
     d, h, w = patch_size
-    parts = codes.unflatten(3, (-1, w)).unflatten(2, (-1, h)).unflatten(1, (-1, d))
-    patches = parts.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3).long()  # (m, n, voxels)
-    counts = torch.zeros(*patches.shape[:2], num_codes + 1, dtype=torch.int32, device=codes.device)
-    patches = torch.where(patches < 0, num_codes, patches)
-    counts.scatter_add_(2, patches, torch.ones((), dtype=torch.int32, device=codes.device).expand(patches.shape))
-    return counts[..., :num_codes]
+    parts = codes.to(torch.int8).unflatten(3, (-1, w)).unflatten(2, (-1, h)).unflatten(1, (-1, d))
+    patches = parts.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3).contiguous()  # (m, n, voxels)
+    return torch.stack([(patches == code).any(2) for code in range(num_codes)], 2)
 
 
 class JointObjective(nn.Module):
