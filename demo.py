@@ -12,6 +12,7 @@ from . import CTFMImageProcessor, CTFMModel, Volume, read_volume
 from .embedding import load
 from .image_processing_ctfm import CTFMBatchFeature
 from .inspection import describe, format_facts
+from .modeling_ctfm import CTFMVisionOutput
 from .pipeline_ctfm import CTFMZeroShotPipeline
 
 
@@ -41,7 +42,7 @@ def demo(scan: Path | None, out: Path, model_id: str, series_uid: str | None, sp
     grid = " x ".join(map(str, inputs.crop_grid[0].tolist()))
     print(f"weights      {name}")
     if isinstance(model, CTFMModel) and model.config.calibration:
-        print_findings(model, model_id, output.pooler_output)
+        print_findings(model, model_id, output)
     print(f"crops        {grid} = {crops}, of which {air} hold nothing but air and are encoded once")
     print(f"features     scan {tuple(output.pooler_output.shape)}, dense {tuple(output.dense_features.shape)}")
     print("time         " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
@@ -50,14 +51,14 @@ def demo(scan: Path | None, out: Path, model_id: str, series_uid: str | None, sp
     return 0
 
 
-def print_findings(model: CTFMModel, model_id: str, scan_features: torch.Tensor) -> None:
+def print_findings(model: CTFMModel, model_id: str, output: CTFMVisionOutput) -> None:
     """What the checkpoint is calibrated for, the likeliest first; one line for all that it says are absent."""
     grade = CTFMZeroShotPipeline(
         model, tokenizer=AutoTokenizer.from_pretrained(model_id), image_processor=CTFMImageProcessor()
     )
     with torch.inference_mode():
-        embeds = torch.nn.functional.normalize(model.visual_projection(scan_features), dim=-1)
-    rows = grade.postprocess({"image_embeds": embeds}, list(model.config.calibration or {}))
+        joint = CTFMVisionOutput(**output | {"pooler_output": model.visual_projection(output.pooler_output)})
+        rows = grade.postprocess(grade.keep(joint), list(model.config.calibration or {}))
     rows.sort(key=lambda row: -row["probability"])
     heading = "findings"
     for row in rows:

@@ -57,7 +57,7 @@ class CTFMVisionOutput(ModelOutput):
         (`config.global_config` is None), the largest value of every descriptor channel over the real crops.
     crop_embeds `(b, g, t, 2e)`: crop descriptors, as the local transformer left them.
     dense_features `(b, g, d, h, w, e)`: patch tokens in place, when `output_dense_features=True`.
-    occupied `(b, g)`: True where a crop holds more than air and padding.
+    occupied `(b, g)`: 1 where a crop holds more than air and padding, 0 elsewhere.
     hidden_states, attentions: of the local transformer, `(b, g, p + n, e)` and `(b, g, k, p + n, p + n)`.
     """
 
@@ -638,7 +638,7 @@ class CTFMVisionModel(CTFMPreTrainedModel):
             pooler_output=output.pooler_output,
             crop_embeds=descriptors,
             dense_features=self.to_grid(local.last_hidden_state, pixel_values) if output_dense_features else None,
-            occupied=pixel_values.flatten(2).any(2),
+            occupied=pixel_values.flatten(2).any(2).to(descriptors.dtype),
             hidden_states=local.hidden_states,
             attentions=local.attentions,
         )
@@ -792,9 +792,9 @@ def pool_token_scores(scores: Tensor, occupied: Tensor) -> Tensor:
     more of a finding count no more than one with less.
 
     Args:
-        occupied: `(b, g)`, False for crops of air and padding, which have no say.
+        occupied: `(b, g)`, 0 for crops of air and padding, which have no say.
     """
-    scores = scores.float().masked_fill(~occupied[:, None, :, None, None, None], -torch.inf).flatten(2)
+    scores = scores.float().masked_fill(occupied[:, None, :, None, None, None] == 0, -torch.inf).flatten(2)
     return scores.topk(min(POOLED_TOKENS, scores.shape[2]), 2).values.logsumexp(2)
 
 

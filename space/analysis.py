@@ -209,7 +209,8 @@ class Analyser:
         )
         for label, cells in zip(self.labels, self.map_directions(analysis, self.directions), strict=True):
             analysis.maps[label] = cells
-        answers = self.weights.grade.postprocess({"image_embeds": analysis.embedding[None]}, list(self.labels))
+        grade = self.weights.grade
+        answers = grade.postprocess(grade.keep(vision), list(self.labels))
         findings = [
             Finding(
                 label=answer["label"],

@@ -16,9 +16,11 @@ from ctfm import (
 )
 from ctfm.modeling_ctfm import (
     CTFMLocalModel,
+    apply_windows,
     grid_coordinates,
     multi_label_loss,
     pool_text,
+    pool_token_scores,
     rotary_tables,
     rotate,
     segmentation_loss,
@@ -649,3 +651,119 @@ def test_a_model_that_is_quantised_as_it_loads_stays_close(kind: str, tmp_path) 
     expected, found = (model(tiny_crops(), GRID).pooler_output for model in (exact, quantised))
     assert not torch.equal(found, expected)
     assert torch.nn.functional.cosine_similarity(found.float(), expected).min() > (0.9 if "4" in kind else 0.99)
+
+
+# ---- stem and token scores ----
+
+
+def seeing_config(**changes: object) -> CTFMConfig:
+    """A tiny checkpoint with all of it: stem, windows, token scores, findings and structures of their own."""
+    small = {"hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 96}
+    vision = {
+        **small,
+        "patch_size": (8, 8, 8),
+        "num_hidden_layers": 2,
+        "stem_channels": (4, 8),
+        "windows": [(0.0, 1.0), (0.2, 0.4)],
+        "global_config": {**small, "num_hidden_layers": 1},
+    }
+    text = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 100,
+    }
+    settings = {
+        "vision_config": vision,
+        "text_config": text,
+        "projection_hidden_size": 64,
+        "projection_dim": 32,
+        "token_scores": True,
+        "structures": {0: "background", 1: "liver", 2: "spleen"},
+        "decoder_stride": 2,
+        "num_labels": 4,
+    }
+    return CTFMConfig(**(settings | changes))
+
+
+def two_scans() -> dict[str, torch.Tensor]:
+    """Eight crops each; a crop of air in both, a crop of padding in the second."""
+    torch.manual_seed(0)
+    pixel_values = torch.rand(2, 8, 1, 16, 16, 16)
+    pixel_values[:, 3] = 0
+    pixel_values[1, 7] = 0
+    crop_mask = torch.ones(2, 8, dtype=torch.bool)
+    crop_mask[1, 7] = False
+    return {"pixel_values": pixel_values, "crop_grid": torch.tensor([[2, 2, 2], [2, 2, 2]]), "crop_mask": crop_mask}
+
+
+def test_the_map_of_a_text_is_the_scores_that_are_pooled() -> None:
+    torch.manual_seed(1)
+    model, scans = CTFMModel(seeing_config()).eval(), two_scans()
+    with torch.no_grad():
+        image = model.get_image_features(**scans, output_dense_features=True)
+        directions = torch.nn.functional.normalize(torch.randn(3, 32), dim=-1)
+        scores, maps = model.score_texts(image, directions)
+        assert maps is not None
+        torch.testing.assert_close(model.get_text_maps(image, scans["crop_grid"], scans["crop_mask"], directions), maps)
+        seen = maps[0, 0, [0, 1, 2, 4, 5, 6, 7]].flatten()  # all but the crop of air
+        embeds = torch.nn.functional.normalize(image.pooler_output, dim=-1)
+        whole = embeds[0] @ directions[0] * model.logit_scale.exp()
+        weights = model.score_weights
+        pooled = seen.topk(min(64, len(seen))).values.logsumexp(0)
+        torch.testing.assert_close(scores[0, 0], (whole * weights[0] + pooled * weights[1] + model.score_bias)[0])
+
+
+def test_air_has_no_say_in_a_score_of_tokens() -> None:
+    scores = torch.zeros(1, 1, 2, 1, 1, 2)
+    scores[0, 0, 1] = 9.0
+    torch.testing.assert_close(pool_token_scores(scores, torch.tensor([[1.0, 0.0]])), torch.tensor([[2.0]]).log())
+
+
+def test_one_folder_holds_trained_weights_of_findings_and_structures(tmp_path: Path) -> None:
+    config = seeing_config()
+    torch.manual_seed(2)
+    model = CTFMModel(config)
+    findings, structures = CTFMForImageClassification(config), CTFMForSemanticSegmentation(config)
+    heads = {
+        name: tensor
+        for head in (findings, structures)
+        for name, tensor in head.state_dict().items()
+        if not name.startswith("vision_model.")
+    }
+    model.save_pretrained(tmp_path, state_dict=model.state_dict() | heads)
+    for kind, head in ((CTFMForImageClassification, findings), (CTFMForSemanticSegmentation, structures)):
+        loaded, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+        assert not report["missing_keys"]
+        own = {name: tensor for name, tensor in loaded.state_dict().items() if name in heads}
+        assert own
+        for name, tensor in own.items():
+            torch.testing.assert_close(tensor, head.state_dict()[name])
+        for name, tensor in loaded.vision_model.state_dict().items():
+            torch.testing.assert_close(tensor, model.vision_model.state_dict()[name])
+    logits = loaded.eval()(**two_scans()).logits
+    assert logits.shape == (2, 8, 3, 16, 16, 16)  # config.structures, at the crop's resolution
+    assert loaded.config.structures == config.structures
+
+
+def test_a_stem_sees_windows_and_halves_each_stage() -> None:
+    model = CTFMModel(seeing_config())
+    stem = model.vision_model.local_model.embeddings.stem
+    assert stem(torch.rand(2, 1, 16, 16, 16)).shape == (2, 8, 4, 4, 4)
+    beyond = torch.full((1, 1, 16, 16, 16), 0.9)
+    clipped = apply_windows(beyond, stem.windows, 1)
+    torch.testing.assert_close(clipped[:, 1], torch.ones(1, 16, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem_channels": (4, 8), "patch_size": (6, 8, 8)}, "multiple of the stem's stride, 4"),
+        ({"stem_channels": (4,), "patch_size": (8, 8, 8), "air_patch_level": 0.05}, "a stem sees whole crops"),
+    ],
+)
+def test_a_stem_that_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        CTFMVisionConfig(**changes)

@@ -11,7 +11,7 @@ import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -365,12 +365,18 @@ class ScanDataset(Dataset[ScanSample]):
 # --- the loader ----------------------------------------------------------------------------------------------------------
 
 
+class Numbered(Protocol):
+    """What tells which samples a step has: `Schedule`, or `drawn.DrawingSchedule`."""
+
+    def numbers(self, step: int, rank: int = 0, num_processes: int = 1) -> range: ...
+
+
 class StepBatches(Sampler[list[int]]):
     """The numbers of one process, batch by batch, from `start_step` to before `stop_step`."""
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Numbered,
         *,
         start_step: int,
         stop_step: int,

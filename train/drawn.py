@@ -251,7 +251,7 @@ def cut_drawn(scan: DrawnScan, processor: CTFMImageProcessor, device: torch.devi
             rows = slice(number * crop + part.inside.start, number * crop + part.inside.stop)
             matrix[rows, part.box] = part.matrix
             padded[rows] = codes.index_select(0, part.nearest.to(device))
-        hu = torch.tensordot(hu, matrix.to(device), dims=([0], [1]))  # the first axis goes last: after three, as before
+        hu = hu.movedim(0, -1) @ matrix.to(device).t()  # the first axis goes last: after three, as before
         codes = padded.movedim(0, -1)
     grid, size = scan.geometry.crop_grid, scan.geometry.crop_size
     kept = scan.occupied.to(device)

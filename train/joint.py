@@ -184,6 +184,7 @@ class JointObjective(nn.Module):
         crop_mask = torch.arange(longest, device=pixels.device) < num_crops[:, None]
         coordinates = vision.descriptor_coordinates(batch.crop_grid, longest)
         mixed = vision.mix_descriptors(local.pooler_output[rows], coordinates, crop_mask)
+        assert mixed.last_hidden_state is not None
         context = crop_context(mixed.last_hidden_state, longest)[batch.scan, batch.crop]  # (m, f)
         tokens = vision.to_grid(local.last_hidden_state[None, :-1], pixels[None])
         return CTFMVisionOutput(pooler_output=mixed.pooler_output), tokens, context[None]

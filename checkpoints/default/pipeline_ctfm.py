@@ -18,6 +18,7 @@ import torch
 from transformers import Pipeline
 
 from .image_processing_ctfm import CTFMBatchFeature
+from .modeling_ctfm import CTFMVisionOutput
 from .volume_ctfm import Source
 
 
@@ -125,8 +126,13 @@ class CTFMZeroShotPipeline(CTFMPipeline):
         return chosen(spacing=spacing, series_uid=series_uid), {}, labels
 
     def _forward(self, inputs: CTFMBatchFeature) -> dict[str, torch.Tensor]:
-        features = self.model.get_image_features(**inputs).pooler_output
-        return {"image_embeds": torch.nn.functional.normalize(features, dim=-1)}
+        return self.keep(self.model.get_image_features(**inputs, output_dense_features=self.model.config.token_scores))
+
+    @staticmethod
+    def keep(output: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `postprocess` needs of `CTFMModel.get_image_features`."""
+        wanted = ("pooler_output", "last_hidden_state", "dense_features", "occupied")
+        return {name: output[name] for name in wanted if output.get(name) is not None}
 
     def postprocess(
         self, outputs: dict[str, torch.Tensor], candidate_labels: Sequence[str] = ()
@@ -146,9 +152,9 @@ class CTFMZeroShotPipeline(CTFMPipeline):
         tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         with torch.no_grad():
             text = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
-        cosines = torch.nn.functional.normalize(text, dim=-1) @ outputs["image_embeds"][0].to(text.device)
-        logits = cosines.view(-1, 2) * self.model.logit_scale.exp()  # the bias is the same for both and falls out
-        differences = (logits[:, 0] - logits[:, 1]).float()
+            present, absent = torch.nn.functional.normalize(text, dim=-1).view(len(findings), 2, -1).unbind(1)
+            image = CTFMVisionOutput(**{name: tensor.to(text.device) for name, tensor in outputs.items()})
+            differences = self.model.score_texts(image, present - absent)[0][0].float()
         graded = []
         for label, finding, logit, score in zip(
             candidate_labels, findings, differences.tolist(), differences.sigmoid().tolist(), strict=True
