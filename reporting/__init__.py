@@ -1,11 +1,13 @@
-"""Trial-report completeness: what does this draft leave out? Independent of the CT model.
+"""Trial-report completeness: what does this draft leave out? Independent of the CT model; README.md says what it needs.
 
-`ctfm.reporting.check` holds `check(path)`, which reads a report and says what is missing, and `label(sentences, sections)`,
-which labels sentences with checklist items.
+`check(path)` reads a report and says what is missing, `label(sentences, sections, checklist)` says which items of a checklist
+each sentence states.
 """
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+# The function takes the name of its module here; `from ctfm.reporting.check import ...` reaches the rest of the module.
+from .check import check, label
 from .configuration_trialreport import TrialReportConfig
 from .documents import Document, DocumentError, read_document
 from .modeling_trialreport import TrialReportForSentenceLabels
@@ -21,5 +23,7 @@ __all__ = [
     "TrialReportConfig",
     "TrialReportForSentenceLabels",
     "TrialReportProcessor",
+    "check",
+    "label",
     "read_document",
 ]

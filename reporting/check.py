@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -133,35 +133,59 @@ def load_labeller(checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Labeller:
 # ---- sentences ----
 
 
+CHECKLISTS: dict[str, tuple[Item, ...]] = {
+    "consort": CONSORT,
+    "consort-2025": tuple(replace(item, number=item.consort_2025) for item in CONSORT if item.consort_2025),
+    "spirit": SPIRIT,
+}
+
+
 def label(
     sentences: Sequence[str],
     sections: Sequence[Sequence[str]] | None = None,
     checklist: str = "consort",
     checkpoint: str | Path = DEFAULT_CHECKPOINT,
 ) -> list[list[str]]:
-    """The items that each sentence states; `sections` are paths of headers, outermost first.
+    """The items of a checklist that each sentence states, in the checklist's own numbers and order.
 
-    `checklist` is `"consort"` (2010 numbers) or `"spirit"` (the corpus' own labels).
+    Items that are decided by rule for a whole report (1a, 1b and 2a of CONSORT 2010, 28 of SPIRIT 2013) label no sentence.
+
+    Args:
+        sentences: consecutive sentences of one report or protocol, in order.
+        sections: for every sentence its path of headers, outermost first; None where there are no headers.
+        checklist: `"consort"` (CONSORT 2010), `"consort-2025"` or `"spirit"` (SPIRIT 2013).
+
+    Raises:
+        ValueError: an unknown checklist, no sentence, or another number of sections than of sentences.
 
     Example:
         label(["Assessors were unaware of the allocation."], [["Methods", "Masking"]])
+        label(["The list is kept by the pharmacy."], [["Methods", "Allocation"]], checklist="spirit")
     """
+    items = _items_of(checklist)
     labeller = load_labeller(checkpoint)
     sections = sections if sections is not None else [[] for _ in sentences]
     probabilities, _ = labeller.probabilities(sentences, sections)
-    return [list(items) for items in _labels(labeller, probabilities, checklist)]
+    return [list(numbers) for numbers in _labels(labeller, probabilities, items)]
 
 
-def _labels(labeller: Labeller, probabilities: torch.Tensor, checklist: str) -> list[tuple[str, ...]]:
-    columns = [
-        (number, name.partition(":")[2], labeller.calibration[name]["sentence_threshold"])
-        for number, name in enumerate(labeller.names)
-        if name.startswith(f"{checklist}:")
+def _items_of(checklist: str) -> tuple[Item, ...]:
+    if checklist not in CHECKLISTS:
+        raise ValueError(f'checklist "{checklist}" must be one of {", ".join(CHECKLISTS)}.')
+    return CHECKLISTS[checklist]
+
+
+def _labels(labeller: Labeller, probabilities: torch.Tensor, items: Sequence[Item]) -> list[tuple[str, ...]]:
+    columns = {name: number for number, name in enumerate(labeller.names)}
+    asked = [
+        (item.number, [(columns[name], labeller.calibration[name]["sentence_threshold"]) for name in item.labels])
+        for item in items
     ]
-    if not columns:
-        raise ValueError(f'checklist "{checklist}" must be "consort" or "spirit".')
-    rows = probabilities.tolist()
-    return [tuple(name for number, name, threshold in columns if row[number] >= threshold) for row in rows]
+    return [
+        # Several items of CONSORT 2010 are one of CONSORT 2025, whose number is then given once.
+        tuple(dict.fromkeys(number for number, own in asked if any(row[column] >= least for column, least in own)))
+        for row in probabilities.tolist()
+    ]
 
 
 # ---- items ----
@@ -267,7 +291,7 @@ def check_document(document: Document, protocol: bool = False, checkpoint: str |
         document=document,
         checklist="SPIRIT 2013" if protocol else "CONSORT 2010",
         verdicts=verdicts,
-        labels=tuple(_labels(labeller, probabilities, "spirit" if protocol else "consort")),
+        labels=tuple(_labels(labeller, probabilities, items)),
         warnings=(*document.warnings, *_warnings(document, protocol, num_cut)),
     )
 

@@ -94,7 +94,7 @@ def _labelled(report: Report, label: str) -> list[Sentence]:
 
 
 def _outcome_sentences(protocol: Report) -> Sequence[Sentence]:
-    sentences = _labelled(protocol, "12a_Outcomes_Definitions")
+    sentences = _labelled(protocol, "12")
     return [s for s in sentences if _OUTCOME.search(s.text) and s.text not in s.section]
 
 

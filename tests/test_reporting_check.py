@@ -163,23 +163,12 @@ def test_calibration_keeps_the_order():
     assert all(0 <= value <= 1 for value in values)
 
 
-def test_labels_in_a_batch_are_those_of_the_check(report):
-    sentences = report.document.sentences
-    found = label([s.text for s in sentences], [s.section for s in sentences])
-    assert [tuple(items) for items in found] == list(report.labels)
-
-
 def test_where_the_report_begins_hardly_changes_the_labels(report):
     sentences = report.document.sentences
     kept = sentences[12:]
     found = label([s.text for s in kept], [s.section for s in kept])
     changed = sum(set(a) ^ set(b) != set() for a, b in zip(found, report.labels[12:], strict=True))
     assert changed <= 0.2 * len(kept)
-
-
-def test_an_unknown_checklist_is_named():
-    with pytest.raises(ValueError, match='checklist "prisma" must be'):
-        label(["We walked."], checklist="prisma")
 
 
 def test_a_protocol_is_checked_against_spirit(protocol):

@@ -1,12 +1,13 @@
 """Every element of every item: a sentence that states it, and one near it that does not."""
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ctfm.reporting import check
+from ctfm.reporting.check import ErrorRates, Labeller, check_document, label
 from ctfm.reporting.checklist import CONSORT, CONSORT_2025_NOT_CHECKED, CONSORT_FROM_SPIRIT, SPIRIT, mapping_table
 from ctfm.reporting.corpora import CONSORT_ITEMS
 from ctfm.reporting.documents import Document, Sentence
@@ -82,7 +83,7 @@ def test_an_element_is_found_where_it_is_stated_and_nowhere_else(element):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownLabels(check.Labeller):
+class KnownLabels(Labeller):
     """Stands in for the model: it labels every Methods sentence with these, surely."""
 
     labels: tuple[str, ...]
@@ -98,11 +99,11 @@ class KnownLabels(check.Labeller):
 
 def use_labels(monkeypatch, *labels):
     row = {"sentence_threshold": 0.5, "article_threshold": 0.5, "slope": 1.0, "offset": 0.0}
-    row |= {field.name: 0 for field in fields(check.ErrorRates)}
+    row |= {field.name: 0 for field in fields(ErrorRates)}
     calibration = {name: row for item in (*CONSORT, *SPIRIT) for name in (*item.labels, item.rates) if name}
     nothing: Any = None
     stand_in = KnownLabels(model=nothing, processor=nothing, calibration=calibration, labels=labels)
-    monkeypatch.setattr(check, "load_labeller", lambda checkpoint: stand_in)
+    monkeypatch.setattr(sys.modules[check_document.__module__], "load_labeller", lambda checkpoint: stand_in)
 
 
 def verdict_on(monkeypatch, label, *sentences, protocol=False):
@@ -114,7 +115,7 @@ def verdict_on(monkeypatch, label, *sentences, protocol=False):
         kind=".md",
         sentences=tuple(Sentence(number=n, text=text, section=path) for n, (text, path) in enumerate(texts, 1)),
     )
-    (verdict,) = [v for v in check.check_document(document, protocol).verdicts if v.item.labels and v.evidence]
+    (verdict,) = [v for v in check_document(document, protocol).verdicts if v.item.labels and v.evidence]
     return verdict
 
 
@@ -143,6 +144,14 @@ def test_a_protocol_is_asked_for_the_elements_of_its_items(monkeypatch):
     )
 
 
+def test_concealment_is_labelled_in_the_numbers_of_each_list(monkeypatch):
+    use_labels(monkeypatch, "consort:9")
+    text, section = ["The list was kept in opaque envelopes."], [["Methods"]]
+    assert label(text, section) == [["9"]]
+    assert label(text, section, checklist="consort-2025") == [["18"]]
+    assert label(text, section, checklist="spirit") == [["16b"]]
+
+
 def test_every_element_of_the_protocol_list_exists():
     assert all(elements_of(key) for item in SPIRIT for key in item.elements)
     assert [element.name for element in elements_of("7a: power")] == ["power"]
@@ -155,7 +164,7 @@ def test_a_condition_without_a_trace_makes_an_item_not_applicable(monkeypatch):
 
     def status(text):
         sentence = Sentence(number=1, text=text, section=("Results",))
-        report = check.check_document(Document(path="x", kind=".md", sentences=(sentence,)))
+        report = check_document(Document(path="x", kind=".md", sentences=(sentence,)))
         return next(verdict.status for verdict in report.verdicts if verdict.item.number == "14b")
 
     assert status("Ninety people walked.") == "not applicable"
