@@ -131,5 +131,5 @@ def test_a_model_without_token_scores_is_refused() -> None:
 
 
 def test_a_recipe_that_draws_its_scans_asks_for_no_folders(tmp_path: Path) -> None:
-    run = program.read_run(["embedded", "--out", str(tmp_path)])
+    run = program.read_run(["trunk", "--out", str(tmp_path)])
     assert run.data == ()

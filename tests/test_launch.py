@@ -120,3 +120,24 @@ def test_a_job_without_out_is_refused(tmp_path: Path) -> None:
     done = submit(tmp_path, "large", "--data", "PREPARED", srun="exit 1")
     assert done.returncode == 2
     assert not (tmp_path / "asked").exists()
+
+
+def test_the_script_for_one_gpu_trains_what_there_is_and_leaves_weights_in_parts(tmp_path: Path) -> None:
+    """Run with a python that writes down how it is called, and makes the files that a training leaves."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text(
+        '#!/usr/bin/env bash\nprintf "%s\\n" "$*" >> "$CALLS"\n'
+        'if [ "$2" = ctfm.train.pretrain ]; then mkdir -p "$5/exported"; echo "{}" > "$5/log.jsonl"; touch "$5/finished"\n'
+        'head -c 20000000 /dev/zero > "$5/exported/model.safetensors"; fi\n'
+    )
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    calls, out = tmp_path / "calls", tmp_path / "out"
+    environment = os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "CALLS": str(calls)}
+    subprocess.run(["bash", str(LAUNCH / "one_gpu.sh"), str(out), "3", "text"], check=True, env=environment, cwd=ROOT)
+    tests, training = calls.read_text().splitlines()
+    assert tests == "-m pytest -q -m gpu tests"
+    run = read_run(shlex.split(training.removeprefix("-m ctfm.train.pretrain ")))
+    assert (run.recipe.name, run.out, run.stop_after) == ("trunk", out / "run", 180.0)
+    parts = sorted(file.name for file in (out / "exported").iterdir())
+    assert parts == ["model.safetensors.part-aa", "model.safetensors.part-ab"]
