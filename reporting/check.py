@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from .checklist import CONSORT, SPIRIT, SPIRIT_NOT_CHECKED, Item
+from .checklist import ABSTRACTS_NOT_CHECKED, CONSORT, CONSORT_ABSTRACTS, SPIRIT, SPIRIT_NOT_CHECKED, Item
 from .documents import READERS, Document, DocumentError, Sentence, read_document
 from .elements import elements_of, find_element
 from .modeling_trialreport import TrialReportForSentenceLabels
 from .processing_trialreport import TrialReportProcessor, section_kind
+from .study import EXTENSIONS, Study, recognise
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 MAX_EVIDENCE = 6
@@ -88,6 +89,7 @@ class Report:
     verdicts: tuple[Verdict, ...]
     labels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...] = ()
+    study: Study
 
     def count(self, status: str) -> int:
         return sum(verdict.status == status for verdict in self.verdicts)
@@ -274,30 +276,72 @@ def _elements(item: Item, evidence: Sequence[Sentence], document: Document, cali
     return verdicts
 
 
-def check_document(document: Document, protocol: bool = False, checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Report:
-    """Checks a document that is already read, against CONSORT 2010 or, as a protocol, against SPIRIT 2013."""
+def check_document(
+    document: Document,
+    protocol: bool | None = None,
+    checkpoint: str | Path = DEFAULT_CHECKPOINT,
+    is_trial: bool | None = None,
+) -> Report:
+    """Checks a document that is already read; the arguments are those of `check`."""
+    study = recognise(document.sentences)
+    if is_trial is not None:
+        study = replace(study, is_trial=is_trial, kind="a randomised trial" if is_trial else study.kind)
+    if protocol is not None:
+        study = replace(study, is_protocol=protocol, is_abstract=False)
+    protocol = study.is_protocol
+    if protocol:
+        name, items = "SPIRIT 2013", SPIRIT
+    elif study.is_abstract:
+        name, items = "CONSORT for abstracts", CONSORT_ABSTRACTS
+    else:
+        name, items = "CONSORT 2010", CONSORT
+    if not study.is_trial:
+        return Report(
+            document=document,
+            checklist=name,
+            verdicts=(),
+            labels=tuple(() for _ in document.sentences),
+            warnings=(study.description, _OVERRULE, *document.warnings),
+            study=study,
+        )
     labeller = load_labeller(checkpoint)
     texts = [sentence.text for sentence in document.sentences]
     probabilities, num_cut = labeller.probabilities(texts, [sentence.section for sentence in document.sentences])
     text = " ".join(texts)
-    items = SPIRIT if protocol else CONSORT
     verdicts = tuple(
         _by_rule(item, document, labeller)
         if item.rule is not None
         else _by_model(item, document, probabilities, labeller, text)
         for item in items
     )
+    if study.is_abstract:
+        # Probabilities and error rates were measured on whole articles; of an abstract alone nobody measured them.
+        verdicts = tuple(replace(verdict, probability=None, error_rates=None, note="") for verdict in verdicts)
     return Report(
         document=document,
-        checklist="SPIRIT 2013" if protocol else "CONSORT 2010",
+        checklist=name,
         verdicts=verdicts,
         labels=tuple(_labels(labeller, probabilities, items)),
-        warnings=(*document.warnings, *_warnings(document, protocol, num_cut)),
+        warnings=(*document.warnings, *_warnings(document, study, num_cut)),
+        study=study,
     )
 
 
-def _warnings(document: Document, protocol: bool, num_cut: int) -> list[str]:
-    warnings = []
+_OVERRULE = "If it is a randomised trial all the same, pass --trial (in Python, is_trial=True)."
+
+
+def _warnings(document: Document, study: Study, num_cut: int) -> list[str]:
+    protocol = study.is_protocol
+    warnings = [study.description]
+    names = ", ".join(EXTENSIONS[design] for design in study.designs if design in EXTENSIONS)
+    if names:
+        warnings.append(f"The items that CONSORT's extension asks for beside these are not checked: {names}.")
+    if study.is_abstract:
+        return [
+            *warnings,
+            f"Only an abstract: items of CONSORT for abstracts on {', '.join(ABSTRACTS_NOT_CHECKED)} are not checked, and how "
+            "often verdicts on an abstract alone are right was not measured.",
+        ]
     kinds = {section_kind(sentence.section) for sentence in document.sentences}
     absent = [
         kind for kind in (("methods",) if protocol else ("methods", "results", "discussion")) if kind not in kinds
@@ -317,8 +361,23 @@ def _warnings(document: Document, protocol: bool, num_cut: int) -> list[str]:
     return warnings
 
 
-def check(path: str | Path, protocol: bool = False, checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Report:
+def check(
+    path: str | Path,
+    protocol: bool | None = None,
+    checkpoint: str | Path = DEFAULT_CHECKPOINT,
+    is_trial: bool | None = None,
+) -> Report:
     """Reads a report of a randomised trial and says what it leaves out.
+
+    What says of itself that it is no randomised trial gets no verdict: `Report.study` says what it was taken for, and
+    `Report.verdicts` is empty.
+
+    Args:
+        path: the file.
+        protocol: True checks against SPIRIT 2013, False against CONSORT 2010; None recognises a protocol, a report or an
+            abstract from the text.
+        checkpoint: the folder of the model.
+        is_trial: True checks it as a randomised trial whatever it says; None recognises that from its text.
 
     Raises:
         DocumentError: the file cannot be read as an English report; the message says why and what to do.
@@ -327,25 +386,27 @@ def check(path: str | Path, protocol: bool = False, checkpoint: str | Path = DEF
         report = check("draft.docx")
         print([verdict.item.number for verdict in report.verdicts if verdict.status == "not found"])
     """
-    return check_document(read_document(path), protocol, checkpoint)
+    return check_document(read_document(path), protocol, checkpoint, is_trial)
 
 
-def check_folder(folder: str | Path, protocol: bool = False) -> tuple[list[Report], list[str]]:
+def check_folder(
+    folder: str | Path, protocol: bool | None = None, is_trial: bool | None = None
+) -> tuple[list[Report], list[str]]:
     """Checks every readable file of a folder; what could not be read comes back as messages."""
     reports, problems = [], []
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in READERS:
             try:
-                reports.append(check(path, protocol))
+                reports.append(check(path, protocol, is_trial=is_trial))
             except DocumentError as error:
                 problems.append(str(error))
     return reports, problems
 
 
 def summarise(reports: Sequence[Report]) -> list[tuple[Item, Counter]]:
-    """How often every item has every status over a folder, the most often missing first."""
+    """How often every item has every status over reports on one checklist, the most often missing first."""
+    checked = [report.verdicts for report in reports if report.verdicts]
     rows = [
-        (verdicts[0].item, Counter(verdict.status for verdict in verdicts))
-        for verdicts in zip(*(report.verdicts for report in reports), strict=True)
+        (verdicts[0].item, Counter(verdict.status for verdict in verdicts)) for verdicts in zip(*checked, strict=True)
     ]
     return sorted(rows, key=lambda row: (-row[1]["not found"], -row[1]["partly reported"]))

@@ -7,7 +7,7 @@ project's own short wording; the statements themselves are at www.consort-spirit
 # ruff: noqa: E501 -- a row of the checklist is one line
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .documents import Sentence
 from .rules import (
@@ -154,6 +154,23 @@ CONSORT = tuple(
     )
     for number, part, text, parts, consort_2025, spirit, only_if in _CONSORT
 )
+
+# CONSORT for abstracts (2008): its items in order, and the item of CONSORT 2010 that says the same of a whole report. Its items
+# on the corresponding author and on the status of the trial have no label.
+_ABSTRACTS = (
+    ("Title", "1a"), ("Trial design", "3a"), ("Participants and settings", "4a"), ("Interventions", "5"), ("Objective", "2b"),
+    ("Outcome", "6a"), ("Randomisation", "8a"), ("Blinding", "11a"), ("Numbers randomised", "13a"),
+    ("Numbers analysed", "16"), ("Outcome, with effect and precision", "17a"), ("Harms", "19"), ("Conclusions", "22"),
+    ("Trial registration", "23"), ("Funding", "25"),
+)  # fmt: skip
+CONSORT_ABSTRACTS = tuple(
+    replace(item, text=text, elements=(), consort_2025=None, spirit=())
+    for text, number in _ABSTRACTS
+    for item in CONSORT
+    if item.number == number
+)
+# Items of CONSORT for abstracts that no label speaks for.
+ABSTRACTS_NOT_CHECKED = ("authors", "recruitment")
 
 # number, part, text, labels of SPIRIT-CONSORT-TM, asked for only if
 _SPIRIT = (

@@ -33,7 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ctfm report-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", type=Path, help=f"a report ({', '.join(READERS)}), or a folder of reports")
-    parser.add_argument("--protocol", action="store_true", help="a protocol: check against SPIRIT 2013")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--protocol", action="store_true", default=None, help="a protocol: check against SPIRIT 2013")
+    kind.add_argument(
+        "--report",
+        dest="protocol",
+        action="store_false",
+        default=None,
+        help="a whole report: check against CONSORT 2010; without either, the text decides",
+    )
+    parser.add_argument("--trial", action="store_true", default=None, help="a randomised trial, whatever the text says")
     parser.add_argument(
         "--compare", type=Path, metavar="PROTOCOL", help="compare the report's outcomes with its protocol's"
     )
@@ -63,31 +72,41 @@ def write_outputs(report: Report, outputs: dict[str, Path]) -> None:
 
 
 def check_many(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
-    reports, problems = check_folder(options.path, options.protocol)
+    reports, problems = check_folder(options.path, options.protocol, options.trial)
     for problem in problems:
         print(f"ctfm report-check: {problem}", file=sys.stderr)
     if not reports:
         print(f"ctfm report-check: {options.path} holds no readable report.", file=sys.stderr)
         return 2
     if options.numbering == "2025":
-        reports = [render.renumber(report) for report in reports]
+        reports = [_renumbered(report) for report in reports]
     for folder in outputs.values():
         folder.mkdir(parents=True, exist_ok=True)
     for report in reports:
         name = Path(report.document.path).name  # with its ending: draft.md and draft.pdf may lie side by side
         write_outputs(report, {key: folder / f"{name}{ENDINGS[key]}" for key, folder in outputs.items()})
-    print(render.summary_table(summarise(reports), len(reports)))
+    for report in reports:
+        if not report.study.is_trial:
+            print(f"{Path(report.document.path).name}: {report.study.description}", file=sys.stderr)
+    for checklist in dict.fromkeys(report.checklist for report in reports if report.study.is_trial):
+        own = [report for report in reports if report.study.is_trial and report.checklist == checklist]
+        print(f"{checklist}: {render.summary_table(summarise(own), len(own))}")
     return 0
 
 
+def _renumbered(report: Report) -> Report:
+    return render.renumber(report) if report.checklist == "CONSORT 2010" else report
+
+
 def check_one(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
-    original = check(options.path, options.protocol)
-    report = render.renumber(original) if options.numbering == "2025" else original
+    protocol = False if options.compare is not None else options.protocol
+    original = check(options.path, protocol, is_trial=options.trial)
+    report = _renumbered(original) if options.numbering == "2025" else original
     colours = not options.no_color and sys.stdout.isatty()
     print(render.terminal_table(report, colours=colours, everything=options.all))
     write_outputs(report, outputs)
-    if options.compare is not None:
-        print(render.comparison(compare_outcomes(check(options.compare, protocol=True), original)))
+    if options.compare is not None and original.study.is_trial:
+        print(render.comparison(compare_outcomes(check(options.compare, protocol=True, is_trial=True), original)))
     return 0
 
 

@@ -12,7 +12,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .processing_trialreport import section_kind
@@ -165,6 +165,8 @@ def heading_level(line: str) -> int:
     numbering = _NUMBERING.match(line)
     plain = line[numbering.end() :] if numbering else line
     plain = plain.rstrip(":")
+    if _CHECKLIST_HEADING.fullmatch(plain):
+        return 1
     if _OUTER_HEADING.fullmatch(plain):
         return 2 if numbering and "." in numbering[1] else 1
     if _KNOWN_HEADING.fullmatch(plain):
@@ -596,7 +598,54 @@ def to_sentences(reading: _Reading) -> list[Sentence]:
             sentences.append(Sentence(number=len(sentences) + 1, text=part, section=headers, page=block.page))
     if dropped:
         reading.warnings.append(f"{dropped} paragraphs under References were left out.")
-    return sentences
+    return _without_empty_evidence(reading, sentences)
+
+
+# The wording of the checklists themselves, as authors append them to a draft; it states nothing about the trial.
+_CHECKLIST_HEADING = re.compile(
+    r".*\b(consort|spirit|tidier|prisma|strobe)\b.*\b(check ?list|statement|items?)\b.*|.*\bcheck ?list of information to\b.*|reporting checklist",
+    re.IGNORECASE,
+)
+_CHECKLIST_ROW = re.compile(
+    r"\bhow sample size was determined\b|\bmethod used to generate the (random )?allocation sequence\b"
+    r"|\bmechanism used to implement the (random )?allocation sequence\b|\btype of randomi[sz]ation[;,] details? of any restriction\b"
+    r"|\bwho generated the (random )?allocation sequence, who enrolled\b|\bif done, who was blinded after assignment\b"
+    r"|\bwhere the full trial protocol can be accessed\b|\bregistration number and name of trial registry\b"
+    r"|\bidentification as a randomi[sz]ed trial in the title\b|\bstructured summary of trial design, methods\b"
+    r"|\bscientific background and explanation of rationale\b|\bspecific objectives or hypotheses\b"
+    r"|\bdescription of trial design \(such as parallel\b|\bimportant changes to methods after trial commencement\b"
+    r"|\beligibility criteria for participants\b.{0,12}$|\bsettings and locations where the data were collected\b"
+    r"|\bthe interventions for each group with sufficient details\b|\bcompletely defined pre-?specified primary and secondary\b"
+    r"|\bstatistical methods used to compare groups for primary\b|\bsources of funding and other support\b.{0,60}role of funders\b"
+    r"|\ball important harms or unintended effects in each group\b|\btrial limitations, addressing sources of potential bias\b",
+    re.IGNORECASE,
+)
+_PLACEHOLDER = re.compile(
+    r"[\W_]*((to be|will be) (completed|added|filled in|provided|inserted|confirmed|determined|written)\b.{0,40}|tb[acd]|todo|to do"
+    r"|(please )?(insert|add|complete|describe|enter|fill in)\b[^.]{0,60}\b(here|text|this section)|lorem ipsum\b.*|x{3,}|n/?a|not applicable)[\W_]*",
+    re.IGNORECASE,
+)
+
+
+def _without_empty_evidence(reading: _Reading, sentences: list[Sentence]) -> list[Sentence]:
+    """Leaves out an appended checklist, placeholders, and headings under which nothing is said: none is a statement."""
+    checklist = [
+        any(_CHECKLIST_HEADING.fullmatch(header) for header in sentence.section)
+        or bool(_CHECKLIST_ROW.search(sentence.text))
+        for sentence in sentences
+    ]
+    blank = [bool(_PLACEHOLDER.fullmatch(sentence.text)) for sentence in sentences]
+    said = [s for s, *is_empty in zip(sentences, checklist, blank, strict=True) if not any(is_empty)]
+    filled = {s.section[:depth] for s in said if s.text not in s.section[-1:] for depth in range(1, len(s.section) + 1)}
+    kept = [s for s in said if s.text not in s.section[-1:] or s.section in filled]
+    for count, what in (
+        (sum(checklist), "sentences of an appended checklist were left out"),
+        (sum(blank), "placeholders were left out"),
+        (len(said) - len(kept), "headings without text of their own were left out"),
+    ):
+        if count:
+            reading.warnings.append(f"{count} {what}: they state nothing about the trial.")
+    return [replace(sentence, number=number) for number, sentence in enumerate(kept, 1)]
 
 
 _ENGLISH = frozenset(

@@ -78,6 +78,8 @@ def _confidence(verdict: Verdict) -> str:
 
 
 def counts(report: Report) -> str:
+    if not report.study.is_trial:
+        return "not checked"
     return ", ".join(f"{report.count(status)} {status}" for status in STATUSES)
 
 
@@ -112,7 +114,9 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
             lines.append(f"         {verdict.note}")
         if verdict.evidence and everything:
             lines.append(" " * 9 + textwrap.shorten(_places(verdict), width - 9, placeholder="…"))
-    if len(lines) == 3:
+    if not report.study.is_trial:
+        lines.append(paint(report.study.description, "31"))
+    elif len(lines) == 3:
         lines.append("Every item that applies was found.")
     lines.append("")
     lines += [paint(f"! {warning}", "33") for warning in report.warnings]
@@ -183,6 +187,13 @@ def as_dict(report: Report) -> dict:
         "file": Path(report.document.path).name,
         "title": report.document.title,
         "checklist": report.checklist,
+        "study": {
+            "kind": report.study.kind,
+            "is_trial": report.study.is_trial,
+            "is_protocol": report.study.is_protocol,
+            "is_abstract": report.study.is_abstract,
+            "designs": list(report.study.designs),
+        },
         "warnings": list(report.warnings),
         "disclaimer": DISCLAIMER,
         "items": [
@@ -302,7 +313,9 @@ def html(report: Report) -> str:
     values = {
         "TITLE": escape.escape(report.document.title),
         "CHECKLIST": escape.escape(report.checklist),
-        "COUNTS": "".join(
+        "COUNTS": f"<li><b>{escape.escape(report.study.description)}</b></li>"
+        if not report.study.is_trial
+        else "".join(
             f'<li><button type=button class="{_css(status)}" data-status="{_css(status)}" aria-pressed="false">'
             f"<b>{report.count(status)}</b> {status}</button></li>"
             for status in STATUSES

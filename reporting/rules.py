@@ -62,4 +62,4 @@ def introduction_gives_background(sentences: Sequence[Sentence]) -> RuleFinding:
 def interests_are_declared(sentences: Sequence[Sentence]) -> RuleFinding:
     """SPIRIT 28: competing interests are declared, under such a heading or in such words."""
     found = [s for s in sentences if any(_INTERESTS.search(text) for text in (s.text, *s.section[-1:]))]
-    return RuleFinding(evidence=_prose(found)[:2] or tuple(found[:1]), is_stated=bool(found))
+    return RuleFinding(evidence=_prose(found)[:2], is_stated=bool(_prose(found)))

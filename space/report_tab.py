@@ -57,7 +57,8 @@ def check_report(service: Service, checker: Any, paths: list[str], protocol: boo
         (file,) = upload.folder.iterdir()
         if file.stat().st_size > MAX_BYTES:
             raise UploadError("error_too_large", f"{MAX_BYTES >> 20} MiB")
-        report = check.check(file, protocol, *([checkpoint] if checkpoint else []))
+        # An unticked box leaves it to the text whether it is a protocol.
+        report = check.check(file, protocol or None, *([checkpoint] if checkpoint else []))
         facts = render.as_dict(report) | {"file": f"report{file.suffix.lower()}"}
         return render.html(report), facts
     except check.DocumentError as error:

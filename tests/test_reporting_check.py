@@ -181,7 +181,66 @@ def test_a_protocol_is_checked_against_spirit(protocol):
 
 
 def test_a_protocol_that_is_checked_as_a_report_is_told():
-    assert any("check it against SPIRIT" in warning for warning in check(PROTOCOL).warnings)
+    report = check(PROTOCOL, protocol=False)
+    assert report.checklist == "CONSORT 2010"
+    assert any("check it against SPIRIT" in warning for warning in report.warnings)
+
+
+def test_a_protocol_is_recognised(protocol):
+    assert check(PROTOCOL).checklist == protocol.checklist
+
+
+COHORT = """# Walking and painful knees: a cohort study
+
+## Methods
+
+We followed 900 adults for a year. The participants were not randomised.
+"""
+
+
+def test_what_is_no_trial_gets_no_verdict_in_any_format_and_says_so_first(tmp_path, capsys):
+    (tmp_path / "cohort.md").write_text(COHORT)
+    report = check(tmp_path / "cohort.md")
+    assert report.verdicts == ()
+    assert report.warnings[0].startswith("This looks like a cohort study, not a randomised trial")
+    assert main([str(tmp_path / "cohort.md")]) == 0
+    out = capsys.readouterr().out
+    assert "a cohort study" in out.splitlines()[3]
+    assert "Every item" not in out
+    assert "not found" not in out.split("Beside each")[0]
+    for text in (render.markdown(report), render.html(report)):
+        assert "This looks like a cohort study" in text
+    assert render.as_dict(report)["study"]["is_trial"] is False
+    pytest.importorskip("jsonschema").validate(
+        render.as_dict(report), json.loads((Path(render.__file__).parent / "report.schema.json").read_text())
+    )
+
+
+def test_the_user_overrules_the_study_type(tmp_path):
+    (tmp_path / "cohort.md").write_text(COHORT)
+    assert len(check(tmp_path / "cohort.md", is_trial=True).verdicts) == 37
+    assert check(EXAMPLE, is_trial=False).verdicts == ()
+
+
+def test_a_folder_says_which_files_are_no_trials(tmp_path, capsys):
+    (tmp_path / "cohort.md").write_text(COHORT)
+    (tmp_path / "walking.md").write_text(EXAMPLE.read_text())
+    (tmp_path / "walking_protocol.md").write_text(PROTOCOL.read_text())
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "cohort.md: This looks like a cohort study" in err
+    assert "CONSORT 2010: 1 reports" in out
+    assert "SPIRIT 2013: 1 reports" in out
+
+
+def test_an_abstract_is_held_against_the_list_for_abstracts():
+    texts = ("We randomised 90 adults to walk or to rest.", "Pain fell by 1.2 points (95% CI 0.4 to 2.0).", "It helps.")
+    title = Sentence(number=1, text="Walking for knees: a randomised trial", section=("Title",))
+    body = (Sentence(number=n, text=text, section=("Abstract",)) for n, text in enumerate(texts, 2))
+    report = check_document(Document(path="x", kind=".txt", sentences=(title, *body)))
+    assert report.checklist == "CONSORT for abstracts"
+    assert len(report.verdicts) == 15
+    assert all(verdict.error_rates is None and verdict.probability is None for verdict in report.verdicts)
 
 
 def test_sections_that_are_absent_are_asked_for_only_where_they_belong(protocol):
