@@ -2,7 +2,9 @@
 
 import csv
 import itertools
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import torch
 from accelerate import Accelerator
 from ctfm import CTFMVisionModel
 from ctfm.train import pretrain as loop
+from ctfm.train.build import name_structures
+from ctfm.train.cases import find_population
 from ctfm.train.data import CropDataset, SamplingConfig, Schedule, SourceConfig, collate_crops
 from ctfm.train.phantom import FINDING_NAMES, SEGMENTATION_NAMES, make_phantom
 from ctfm.train.phantom_dataset import write_mha
 from ctfm.train.prepare import main as prepare
+from ctfm.train.protocol import load_protocol
 from ctfm.train.segmentation import (
     SegmentationBatch,
     SegmentationConfig,
@@ -23,7 +28,7 @@ from ctfm.train.segmentation import (
     count_voxels,
     presence_loss,
 )
-from ctfm.train.shards import Manifest
+from ctfm.train.shards import Manifest, agree_on_structures
 from ctfm.train.views import ViewConfig, ViewShape, make_labelled_views
 from ctfm.volume_ctfm import GeometryError, Volume, VolumeError, read_segmentation, read_volume
 
@@ -37,6 +42,45 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sources(prepared: Path) -> tuple[SourceConfig, ...]:
     return (SourceConfig(folder=str(prepared), with_segmentation=True),)
+
+
+def other_structures(prepared: Path, folder: Path, structures: dict[int, str]) -> Path:
+    """The same scans with other names of their labels."""
+    shutil.copytree(prepared, folder)
+    (folder / "structures.json").write_text(json.dumps(structures))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({1: "spleen", 2: "liver"}, "Label 1 of label maps is 'spleen' in b and 'liver' in a"),
+        ({1: "liver"}, "Label 2 of label maps is 'nothing' in b and 'spleen' in a"),
+        ({1: "liver", 2: "spleen", 3: "aorta"}, "Label 3 of label maps is 'aorta' in b and 'nothing' in a"),
+    ],
+)
+def test_structures_that_disagree_are_refused_by_number_and_name(other: dict[int, str], message: str) -> None:
+    table = {1: "liver", 2: "spleen"}
+    assert agree_on_structures({"a": table, "b": dict(table), "c": {}}) == table
+    with pytest.raises(ValueError, match=message):
+        agree_on_structures({"none": {}, "a": table, "b": other})
+
+
+def test_folders_whose_structures_disagree_are_merged_by_no_phase_and_no_evaluation(
+    prepared: Path, tmp_path: Path
+) -> None:
+    swapped = dict(Manifest(prepared).structures)
+    swapped[1], swapped[2] = swapped[2], swapped[1]
+    folders = [prepared, other_structures(prepared, tmp_path / "other", swapped)]
+    two = tuple(SourceConfig(folder=str(folder), with_segmentation=True) for folder in folders)
+    with pytest.raises(ValueError, match="Label 1 of label maps is"):
+        name_structures(Schedule(SamplingConfig(sources=two)))
+    tested = replace(load_protocol("phantoms"), splits={"train": "", "validation": "", "test": "train"})
+    with pytest.raises(ValueError, match="Label 1 of label maps is"):
+        find_population(tested, folders, 1, 1)
+    unnamed = SourceConfig(folder=str(other_structures(prepared, tmp_path / "unnamed", {})), with_segmentation=True)
+    with pytest.raises(ValueError, match="have no names"):
+        name_structures(Schedule(SamplingConfig(sources=(unnamed,))))
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ from .prompts import draw_prompts, find_prompts
 from .recipes import AlignmentPhase, JointPhase, Phase, Recipe, SegmentationPhase, SelfSupervisionPhase
 from .reports import hash_words, vary_report
 from .segmentation import SegmentationBatch, SegmentationObjective
-from .shards import Manifest
+from .shards import Manifest, agree_on_structures
 from .throughput import alignment_flops, crop_flops, num_tokens, segmentation_flops, self_supervision_flops, view_tokens
 from .views import cut_scans, make_labelled_views, make_views
 
@@ -263,13 +263,14 @@ def name_structures(schedule: Schedule) -> dict[int, str]:
     Raises:
         ValueError: there are none, or two folders name them otherwise.
     """
-    first, *others = schedule.manifests
-    for manifest in others:
-        if manifest.structures != first.structures:
-            raise ValueError(f"{manifest.folder} names the labels of its label maps otherwise than {first.folder}.")
-    if not first.structures:
-        raise ValueError(f"{first.folder} holds no label maps (structures.json), and this phase learns from them.")
-    return first.structures
+    structures = agree_on_structures({manifest.folder: manifest.structures for manifest in schedule.manifests})
+    if not structures:
+        folders = ", ".join(manifest.folder for manifest in schedule.manifests)
+        raise ValueError(
+            f"The label maps of {folders} have no names, and this phase learns from them. Put a structures.json beside the "
+            'table, {"1": "liver", ...}, and prepare it again.'
+        )
+    return structures
 
 
 def build_alignment(
