@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -382,18 +383,37 @@ def test_nothing_but_bad_steps_stop_the_run(data: Path, tmp_path: Path, monkeypa
         train(tmp_path / "run", data, only("segmentation", steps=20))
 
 
-def test_a_loss_that_leaves_its_range_stops_the_run(data: Path, tmp_path: Path) -> None:
+def make_monitor(data: Path, folder: Path) -> monitoring.Monitor:
     recipe = only("segmentation")
-    sources = (SourceConfig(folder=str(data)),)
-    task = make_task(recipe, "segmentation", sources, tmp_path)
-    phase, device = recipe.phases["segmentation"], torch.device("cpu")
-    monitor = monitoring.Monitor("segmentation", tmp_path, task, phase, device, ALONE, None, 0)
-    for step, loss in enumerate(
-        (5.0, 4.0, 4.2, 3.9, 4.1, 5.9, 4.0), 1
-    ):  # twice its range above its lowest is far enough
-        monitor.check_loss(loss, step)
-    with pytest.raises(monitoring.TrainingStopped, match=r"loss 8.5 at step 9 is above 7.9"):
-        monitor.check_loss(8.5, 9)
+    task = make_task(recipe, "segmentation", (SourceConfig(folder=str(data)),), folder)
+    phase = recipe.phases["segmentation"]
+    return monitoring.Monitor("segmentation", folder, task, phase, torch.device("cpu"), ALONE, None, 0)
+
+
+def test_a_loss_that_stays_out_of_its_range_warns_first_and_then_stops_the_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor, generator = make_monitor(data, tmp_path), random.Random(0)
+    for step in range(1, 101):
+        monitor.check_loss(generator.gauss(4.0, 0.1), step)
+    for step in range(101, 105):
+        monitor.check_loss(9.0, step)
+    monitor.check_loss(4.0, 105)  # it came back
+    assert capsys.readouterr().out.count("loss 9 at step 101 is above") == 1
+    for step in range(106, 110):
+        monitor.check_loss(9.0, step)
+    counters = json.loads(json.dumps(monitor.counters))  # as a checkpoint keeps them
+    assert max(counters["windows"]) < 5
+    monitor.counters = counters
+    with pytest.raises(monitoring.TrainingStopped, match=r"loss 9 at step 110 .* in 5 rows .* lower learning_rate"):
+        monitor.check_loss(9.0, 110)
+
+
+def test_heavy_tailed_noise_and_a_falling_loss_stop_no_run() -> None:
+    generator = random.Random(0)
+    for draw in (lambda: generator.gauss(0, 1), lambda: generator.lognormvariate(0, 1)):
+        range_ = monitoring.LossRange()
+        assert max(range_.add(5 * math.exp(-row / 500) + 0.2 * draw()) for row in range(3000)) < monitoring.PATIENCE
 
 
 # --- recipes, export, figures --------------------------------------------------------------------------------------------
@@ -411,6 +431,24 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     check_recipe(tmp_path, tiny_recipe())
     with pytest.raises(ValueError, match="another recipe \\(seed differ\\)"):
         check_recipe(tmp_path, replace(tiny_recipe(), seed=1))
+
+
+def test_a_run_that_goes_on_may_change_learning_rate_and_clip_norm_and_notes_it(data: Path, tmp_path: Path) -> None:
+    recipe = only("segmentation", steps=3)
+    run = loop.Run(recipe=recipe, out=tmp_path, data=(str(data),), log_every=1, save_every=1, stop_after=0.0)
+    assert not loop.pretrain(run, Accelerator(cpu=True))
+    phase = recipe.phases["segmentation"]
+    slower = replace(phase, optimizer=replace(phase.optimizer, learning_rate=1e-4, clip_norm=0.5))
+    train(tmp_path, data, replace(recipe, phases={"segmentation": slower}))
+    stored = json.loads((tmp_path / "recipe.json").read_text())
+    optimizer = "phases.segmentation.optimizer"
+    changes = {f"{optimizer}.learning_rate": [1e-3, 1e-4], f"{optimizer}.clip_norm": [1.0, 0.5]}
+    assert stored["history"] == [{"from": "segmentation-0000001", "changes": changes}]
+    assert stored["phases"]["segmentation"]["optimizer"]["learning_rate"] == 1e-4
+    assert rows(tmp_path)[-1]["learning_rate"] < 1e-4
+    faster = replace(slower, optimizer=replace(slower.optimizer, betas=(0.5, 0.9)))
+    with pytest.raises(ValueError, match=r"phases\.segmentation\.optimizer\.betas differ"):
+        check_recipe(tmp_path, replace(recipe, phases={"segmentation": faster}))
 
 
 def test_the_export_loads_as_it_was_trained(one_process: Path, data: Path) -> None:
@@ -475,6 +513,21 @@ def test_recipes_make_models_of_their_phases(name: str, data: Path, tmp_path: Pa
     batches = StepBatches(task.schedule, start_step=0, stop_step=1, batch_size=2)
     loss, _ = task.objective.train()(task.make_batch(next(iter(task.load(batches, 0)))))
     assert loss.isfinite()
+
+
+def test_the_command_line_reaches_every_phase_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--recipe.phases.alignment.steps", "7", "--recipe.phases.segmentation.optimizer.learning-rate", "0.01"]
+    run = loop.read_run(["demo", "--out", str(tmp_path), "--data", "prepared", *given])
+    assert isinstance(run.recipe, Recipe)
+    segmentation, alignment = run.recipe.phases["segmentation"], run.recipe.phases["alignment"]
+    assert isinstance(segmentation, SegmentationPhase)
+    assert segmentation.optimizer.learning_rate == 0.01
+    assert alignment == replace(RECIPES["demo"]().phases["alignment"], steps=7)
+    with pytest.raises(SystemExit):
+        loop.read_run(["demo", "--help"])
+    said = capsys.readouterr().out
+    assert "--recipe.phases.self-supervision.micro-batch" in said
+    assert "number of optimizer steps" in said
 
 
 def edit_table(folder: Path, name: str, edit: Callable[[int, dict[str, str]], dict[str, str]]) -> Path:

@@ -164,8 +164,22 @@ def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 # ---- export ----
 
 
+CHANGEABLE = ("learning_rate", "last_learning_rate", "clip_norm")  # what a run that diverged needs to go on with
+
+
+def find_changes(before: Any, now: Any, name: str = "") -> dict[str, list[Any]]:
+    """Dotted name -> the value before and now, of all that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = [
+            find_changes(before.get(k), now.get(k), f"{name}.{k}".strip(".")) for k in [*before, *(now.keys() - before)]
+        ]
+        return {dotted: values for part in parts for dotted, values in part.items()}
+    return {} if before == now else {name: [before, now]}
+
+
 def check_recipe(out: Path, recipe: Recipe | FineTuning) -> None:
-    """Writes the recipe of a new run; a run that goes on must have the same.
+    """Writes the recipe of a new run. One that goes on must have the same but for `CHANGEABLE`; what it changes is noted under
+    "history" in recipe.json with the checkpoint that it goes on from.
 
     Raises:
         ValueError: it has another.
@@ -177,9 +191,17 @@ def check_recipe(out: Path, recipe: Recipe | FineTuning) -> None:
         path.write_text(json.dumps(now, indent=1) + "\n")
         return
     before = json.loads(path.read_text())
-    changed = sorted(name for name in now if now[name] != before.get(name))
-    if changed:
-        raise ValueError(f"{out} holds a run of another recipe ({', '.join(changed)} differ). Take another --out.")
+    history = before.pop("history", [])
+    changes = find_changes(before, now)
+    others = sorted(name for name in changes if name.rpartition(".")[2] not in CHANGEABLE)
+    if others:
+        raise ValueError(f"{out} holds a run of another recipe ({', '.join(others)} differ). Take another --out.")
+    if changes:
+        found = find_checkpoints(out / "checkpoints", list(recipe.phases))
+        history.append({"from": found[-1].name if found else None, "changes": changes})
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(now | {"history": history}, indent=1) + "\n")
+        os.replace(partial, path)
 
 
 def load_exported(path: Path) -> tuple[CTFMVisionModel | CTFMModel, CTFMImageProcessor | CTFMProcessor]:

@@ -4,8 +4,10 @@ Numbers stay on the device between rows of the log, so that no step waits for th
 """
 
 import json
+import math
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,47 @@ from .recipes import Phase
 from .throughput import peak_flops
 
 MOST_BAD_STEPS = 10  # skipped in a row
-WINDOWS = 20  # rows of the log that a spike is measured against
-FEWEST_WINDOWS = 5
-SPIKE = 1.0  # how far above all of them the loss may lie, in units of their range
+WINDOW = 50  # rows of the log, all within the range, that the next one is compared with
+MIN_WINDOW = 20
+MAX_DEVIATIONS = 10.0  # that a loss may lie above their median
+MIN_DEVIATION = 0.01  # of the median: a loss almost without noise may still drift
+PATIENCE = 5  # rows out of the range in a row that stop the run
 
 
 class TrainingStopped(RuntimeError):
     """The losses say that going on would spoil the run. The last checkpoint is from before."""
 
 
+class LossRange:
+    """Whether a run diverges: `PATIENCE` rows in a row above the median of earlier ones by `MAX_DEVIATIONS` standard
+    deviations, which the median absolute deviation estimates, so that single outliers neither stop a run nor widen its range.
+    benchmarks/loss_stop.py measures how often noise alone stops a run, and how soon a divergence does.
+
+    `losses` and `rows_out` are all of its state.
+    """
+
+    def __init__(self, losses: Sequence[float] = (), rows_out: int = 0) -> None:
+        self.losses, self.rows_out = list(losses), rows_out
+
+    def limit(self) -> float:
+        """The largest loss within the range; no limit before there are `MIN_WINDOW` rows."""
+        if len(self.losses) < MIN_WINDOW:
+            return math.inf
+        median = statistics.median(self.losses)
+        deviation = 1.4826 * statistics.median(abs(loss - median) for loss in self.losses)  # of a Gaussian, its sigma
+        return median + MAX_DEVIATIONS * max(deviation, MIN_DEVIATION * abs(median))
+
+    def add(self, loss: float) -> int:
+        """Takes in a row and returns how many in a row are out of the range, which these do not change."""
+        if loss > self.limit():
+            self.rows_out += 1
+        else:
+            self.rows_out, self.losses = 0, [*self.losses[1 - WINDOW :], loss]
+        return self.rows_out
+
+
 class Monitor:
-    """Of one phase. `counters` travel with the checkpoint: losses of the last windows, steps skipped so far."""
+    """Of one phase. `counters` travel with the checkpoint: losses of the last rows, rows out of range, steps skipped so far."""
 
     def __init__(
         self,
@@ -110,15 +142,19 @@ class Monitor:
             self.check_loss(row["loss"], step)
 
     def check_loss(self, loss: float, step: int) -> None:
-        windows = self.counters["windows"]
-        if len(windows) >= FEWEST_WINDOWS:
-            limit = max(windows) + SPIKE * (max(windows) - min(windows))
-            if loss > limit:
-                raise TrainingStopped(
-                    f"{self.name}: loss {loss:.4g} at step {step} is above {limit:.4g}, far out of the range of the last "
-                    f"{len(windows)} rows of the log. Start again from the last checkpoint with a lower learning rate."
-                )
-        self.counters["windows"] = [*windows[1 - WINDOWS :], loss]
+        range_ = LossRange(self.counters["windows"], self.counters.get("rows_out", 0))
+        limit, rows_out = range_.limit(), range_.add(loss)
+        self.counters |= {"windows": range_.losses, "rows_out": rows_out}
+        if not rows_out:
+            return
+        said = f"{self.name}: loss {loss:.4g} at step {step} is above {limit:.4g}, the range of the rows before"
+        if rows_out >= PATIENCE:
+            raise TrainingStopped(
+                f"{said}, in {rows_out} rows of the log in a row. Remove the checkpoints of these rows and start the same "
+                "command with a lower learning_rate or clip_norm of this phase, which a run that goes on may change."
+            )
+        if rows_out == 1 and self.processes.rank == 0:
+            tqdm.write(f"{said}. The run stops after {PATIENCE} such rows in a row.")
 
     def write_probe(self, step: int, found: dict[str, float]) -> None:
         self.write_row(step, {f"probe/{name}": value for name, value in found.items()})

@@ -63,7 +63,8 @@ class Run:
         recipe: what is learnt; of finetune.py, which shares this loop, a `FineTuning`.
         data: prepared folders, each FOLDER or FOLDER@WEIGHT; none for a recipe that draws its scans.
         out: where everything goes.
-        save_every, keep_last: steps between checkpoints, and how many stay beside the last of each phase.
+        save_every: steps between checkpoints.
+        keep_last: checkpoints that stay beside the last of each phase.
         log_every: steps between rows of the log; only then does the device wait for the host.
         probe_every: steps between probes on split "test", from step 0, a multiple of save_every; 0 for none.
         probe_scans: of each split.
@@ -261,8 +262,8 @@ def divide_batch(phase: Phase, count: int) -> tuple[int, int]:
     if left or phase.micro_batch % count:
         raise ValueError(
             f"{count} processes cannot share a step of {phase.global_batch} samples in parts of {phase.micro_batch}: the "
-            f"parts must divide the step, and {count} the parts. Change global_batch and micro_batch in train/recipes.py, or "
-            "the number of processes."
+            f"parts must divide the step, and {count} the parts. Change global_batch and micro_batch of the phase (--help "
+            "names both), or the number of processes."
         )
     return num_micro, phase.micro_batch // count
 

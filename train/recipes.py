@@ -44,9 +44,11 @@ class SelfSupervisionPhase:
     """Crops -> local transformer.
 
     Args:
-        steps: of the optimizer.
-        global_batch: crops of a step; micro_batch: of one forward, over all processes. The global batch is a multiple.
-        crops_per_scan, crop_mm: see `SamplingConfig`.
+        steps: number of optimizer steps.
+        global_batch: crops of a step, over all processes and accumulated batches.
+        micro_batch: of them, what one forward pass takes over all processes; a smaller one accumulates gradients.
+        crops_per_scan: consecutive crops that come from one scan.
+        crop_mm: extent of a crop, `(depth, height, width)`.
     """
 
     steps: int
@@ -66,8 +68,9 @@ class AlignmentPhase:
     """Scans and reports -> joint space.
 
     Args:
-        steps: of the optimizer.
-        global_batch, micro_batch: pairs; a scan is compared with the reports of its micro-batch over all processes.
+        steps: number of optimizer steps.
+        global_batch: pairs of a step, over all processes and accumulated batches.
+        micro_batch: of them, what one forward pass takes; a scan is compared with the reports of its micro-batch.
         kept_crops: share of a scan's crops that are encoded in a step.
         descriptors_are_cached: the frozen local transformer encodes every scan once, before the phase.
         varied: with cached descriptors, how the intensities of a scan are varied before: its shifts and noise, since the cache
@@ -100,7 +103,11 @@ class SegmentationPhase:
     """Crops with label maps -> local transformer.
 
     Args:
-        steps, global_batch, micro_batch, crops_per_scan, crop_mm: as of `SelfSupervisionPhase`.
+        steps: number of optimizer steps.
+        global_batch: crops of a step, over all processes and accumulated batches.
+        micro_batch: of them, what one forward pass takes over all processes; a smaller one accumulates gradients.
+        crops_per_scan: consecutive crops that come from one scan.
+        crop_mm: extent of a crop, `(depth, height, width)`.
         focal_share: of the crops that lie around a finding.
         views: a crop is seen once, as a global view.
     """
@@ -122,7 +129,9 @@ class JointPhase:
     """Phantoms drawn as they are asked for -> dual encoder, classifier and decoder at once; see joint.py and drawn.py.
 
     Args:
-        steps, global_batch, micro_batch: scans.
+        steps: number of optimizer steps.
+        global_batch: scans of a step, over all processes and accumulated batches.
+        micro_batch: of them, what one forward pass takes over all processes; a smaller one accumulates gradients.
         repeats: how often a scan is learnt from, on average.
         window: of the latest scans, from which those that come again are taken; the folder that keeps them needs some 35 MB a
             scan at 2 x 1.5 x 1.5 mm.
@@ -152,8 +161,9 @@ class FineTuning:
         start: folder of any checkpoint, or its Hub id.
         from_scratch: takes its architecture and image processor alone.
         trunk_is_frozen: the head alone learns.
-        steps: of the optimizer.
-        global_batch, micro_batch: scans.
+        steps: number of optimizer steps.
+        global_batch: scans of a step, over all processes and accumulated batches.
+        micro_batch: of them, what one forward pass takes over all processes.
         split, test_split: of the prepared folders; what is not stated about a scan does not count.
         seed: of new weights, samples, dropout.
     """
@@ -205,7 +215,7 @@ class Recipe:
     text_start: str = ""
     text_adapter_rank: int = 0
     vocabulary: int = 2000
-    phases: Annotated[dict[str, Phase], tyro.conf.Suppress]
+    phases: Annotated[dict[str, Phase], tyro.conf.AvoidSubcommands]
     seed: int = 0
 
 
