@@ -142,7 +142,8 @@ _OUTER_HEADING = re.compile(
     r"|authors?['’]? contributions?|supplementary.*|appendix.*|declarations?|ethics and dissemination|abbreviations)",
     re.IGNORECASE,
 )
-_NUMBERING = re.compile(r"^(\d+(?:\.\d+)*)[.)]?\s+(?=[A-Z])")
+_NUMBERING = re.compile(r"^(\d+(?:\.\d+)*)[.):]?\s+(?:[|:–—-]\s*)?(?=[A-Z])")
+_ROMAN = re.compile(r"^(?:[IVX]+[.):]|[A-Z][.)])\s*(?:[|–—-]\s*)?(?=[A-Z])")
 _REFERENCES = re.compile(r"(references|bibliography|literature cited|works cited)", re.IGNORECASE)
 _RUN_IN = re.compile(
     r"^(background|introduction|objectives?|aims?|purpose|design|setting|participants|patients|interventions?"
@@ -163,7 +164,7 @@ def heading_level(line: str) -> int:
     if not line or len(line) > 80 or line[-1] in ".,;?!":
         return 0
     numbering = _NUMBERING.match(line)
-    plain = line[numbering.end() :] if numbering else line
+    plain = line[numbering.end() :] if numbering else _ROMAN.sub("", line)
     plain = plain.rstrip(":")
     if _CHECKLIST_HEADING.fullmatch(plain):
         return 1
@@ -174,6 +175,22 @@ def heading_level(line: str) -> int:
     if numbering and len(plain.split()) <= 8:
         return 1 + min(numbering[1].count("."), 2)
     return 0
+
+
+_REFERENCE = re.compile(
+    r"(?=.*\b(19|20)\d\d\b)(?=.*(\bet al\b|\bdoi\b|\d+ ?: ?e?\d+|[A-Z]\w+ [A-Z]{1,3}[,.]))\[?\d{1,3}[.\])]\s+\S"
+)
+MIN_REFERENCES = 3
+
+
+def _without_references(reading: "_Reading") -> None:
+    """A numbered list of references at the end that no heading announces."""
+    paragraphs = [number for number, block in enumerate(reading.blocks) if not block.level]
+    listed = [number for number in paragraphs if _REFERENCE.match(reading.blocks[number].text)]
+    first = next((n for n in listed if all(m in listed for m in paragraphs if m >= n)), None)
+    if first is not None and sum(number >= first for number in listed) >= MIN_REFERENCES:
+        reading.warnings.append(f"{sum(n >= first for n in listed)} references without a heading were left out.")
+        reading.blocks = reading.blocks[:first]
 
 
 _NUMBER = re.compile(r"[(\[<>=±*]*[-−–+]?\d[\d.,·%/]*[)\]%*†‡]*")
@@ -234,6 +251,11 @@ def read_plain(path: Path) -> _Reading:
         elif level:
             close()
             reading.blocks.append(_Block(text=line.strip().rstrip(":"), level=level))
+        elif _REFERENCE.match(
+            line.strip()
+        ):  # every reference is a paragraph of its own, so that a list of them is seen
+            close()
+            paragraph.append(line.strip())
         elif line.strip():
             paragraph.append(line.strip())
         else:
@@ -251,6 +273,13 @@ def read_markdown(path: Path) -> _Reading:
     paragraph: list[str] = []
     in_code = False
     lines = _read_text(path).splitlines()
+    if lines and lines[0].strip() == "---" and "---" in (line.strip() for line in lines[1:]):
+        end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == "---")
+        for line in lines[1:end]:
+            if found := re.fullmatch(r"title:\s*[\"']?(.+?)[\"']?\s*", line):
+                reading.blocks.append(_Block(text=_plain_markdown(found[1]), section=("Title",)))
+        reading.warnings.append("Of the front matter only the title was read.")
+        lines = lines[end + 1 :]
 
     def close() -> None:
         if paragraph:
@@ -286,7 +315,7 @@ def read_markdown(path: Path) -> _Reading:
     first = next((block for block in reading.blocks if block.level), None)
     if first is not None and first.level == 1 and section_kind([first.text]) == "other" and first is reading.blocks[0]:
         first.level, first.section = 0, ("Title",)
-    elif not any(block.level for block in reading.blocks):
+    else:
         _mark_title(reading)
     return reading
 
@@ -327,7 +356,8 @@ def read_jats(path: Path) -> _Reading:
     reading = _Reading()
     for node in article.iter():
         if _tag(node) == "article-title" and _tag(node.getparent()) == "title-group":
-            reading.blocks.append(_Block(text=_words(node), section=("Title",)))
+            subtitles = [_words(child) for child in node.getparent() if _tag(child) == "subtitle"]
+            reading.blocks.append(_Block(text=": ".join([_words(node), *subtitles]), section=("Title",)))
             break
     for abstract in article.findall("./{*}front//{*}abstract"):
         if abstract.get("abstract-type") in (None, "", "structured", "summary"):
@@ -336,6 +366,24 @@ def read_jats(path: Path) -> _Reading:
         _walk_jats(body, (), reading)
     for funding in article.findall("./{*}front//{*}funding-statement"):
         reading.blocks.append(_Block(text=_words(funding), section=("Back matter", "Funding")))
+    for award in article.findall("./{*}front//{*}award-group"):
+        text = ", ".join(
+            filter(None, (_words(child) for child in award if _tag(child) in ("funding-source", "award-id")))
+        )
+        if text:
+            reading.blocks.append(_Block(text=f"Funding: {text}.", section=("Back matter", "Funding")))
+    for meta in article.findall("./{*}front//{*}custom-meta"):
+        said = [_words(child) for child in meta if _tag(child) in ("meta-name", "meta-value")]
+        if re.search(r"regist|trial|protocol|data avail", said[0] if said else "", re.IGNORECASE):
+            reading.blocks.append(_Block(text=": ".join(said) + ".", section=("Back matter", said[0])))
+    for trial in article.findall("./{*}front//{*}related-object"):
+        number = trial.get("document-id") or trial.get("object-id") or ""
+        text = " ".join(filter(None, (trial.get("source-id"), _words(trial), number)))
+        reading.blocks.append(
+            _Block(text=f"Trial registration: {text}.", section=("Back matter", "Trial registration"))
+        )
+    for notes in article.findall("./{*}front//{*}author-notes") + article.findall("./{*}front/{*}notes"):
+        _walk_jats(notes, ("Back matter",), reading)
     for back in article.findall("./{*}back"):
         _walk_jats(back, ("Back matter",), reading)
     for name, said in _JATS_NOT_READ.items():
@@ -346,7 +394,8 @@ def read_jats(path: Path) -> _Reading:
 
 _JATS_NOT_READ = {
     "fig": "figures: captions were read, pictures were not.",
-    "table": "tables: captions were read, cells were not.",
+    "table": "tables: captions and rows of words were read, rows of numbers were not.",
+    "sub-article": "sub-articles (letters, translations, reviews) were not read.",
     "supplementary-material": "supplements were recognised and not read.",
     "ref": "references were recognised and left out.",
 }
@@ -390,7 +439,10 @@ def _walk_jats(node, path: tuple[str, ...], reading: _Reading) -> None:
                     _read_caption(figure, path, reading)
         elif name in ("fig", "table-wrap"):
             _read_caption(child, path, reading)
-        elif name in ("fig-group", "fn", "list", "list-item", "disp-quote", "sec-meta"):
+        elif name == "def-item":
+            parts = [_words(part) for part in child if _tag(part) in ("term", "def")]
+            reading.blocks.append(_Block(text=": ".join(parts), section=path))
+        elif name in ("fig-group", "fn", "list", "list-item", "disp-quote", "sec-meta", "def-list"):
             _walk_jats(child, path, reading)
 
 
@@ -399,6 +451,18 @@ def _read_caption(node, path: tuple[str, ...], reading: _Reading) -> None:
     text = " ".join("".join(part.itertext()) for part in (label, caption) if part is not None)
     if text.strip():
         reading.blocks.append(_Block(text=text, section=path))
+    for row in node.iter("{*}tr"):
+        _add_row([_words(cell) for cell in row], reading, path)
+
+
+def _add_row(cells: list[str], reading: _Reading, path: tuple[str, ...] | None = None) -> bool:
+    """Reads a row that holds words: criteria and outcomes often stand in tables. Whether it was read."""
+    text = ": ".join(dict.fromkeys(filter(None, cells)))  # cells that were merged come once
+    words = re.findall(r"[A-Za-z]{3,}", text)
+    if len(words) < 5 or is_table_row(text):
+        return False
+    reading.blocks.append(_Block(text=text, section=path))
+    return True
 
 
 def read_pdf(path: Path) -> _Reading:
@@ -478,7 +542,8 @@ def _add_pages(reading: _Reading, texts: list[str]) -> None:
 
 
 def read_docx(path: Path) -> _Reading:
-    """Headings by their style, or recognised by their words; tables and pictures are counted, not read."""
+    """Headings by their style, or recognised by their words. Text is that which Word shows once all changes are accepted: with
+    insertions, content controls, text boxes, fields and notes, without deletions. Of tables, rows of words are read."""
     try:
         import docx
         from docx.opc.exceptions import PackageNotFoundError
@@ -503,21 +568,53 @@ def read_docx(path: Path) -> _Reading:
     return reading
 
 
+_WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+
+
+def _word_text(paragraph) -> str:
+    """What a paragraph says. Deleted text is `w:delText`, and codes of fields are `w:instrText`: neither is `w:t`."""
+    parts = []
+    for node in paragraph.iter(f"{_WORD}t", f"{_WORD}tab", f"{_WORD}br", f"{_WORD}noBreakHyphen"):
+        owner = next(node.iterancestors(f"{_WORD}p"), None)
+        if owner is paragraph and next(node.iterancestors(f"{_WORD}moveFrom"), None) is None:
+            parts.append(node.text or "" if node.tag == f"{_WORD}t" else "-" if node.tag.endswith("Hyphen") else " ")
+    return " ".join("".join(parts).split())
+
+
 def _read_body(file) -> _Reading:
+    import docx.oxml
+
     reading = _Reading()
-    for paragraph in file.paragraphs:
-        text, style = paragraph.text.strip(), (paragraph.style.name or "") if paragraph.style else ""
-        marked = re.match(r"Heading (\d)", style)
+    names = {style.style_id: style.name or "" for style in file.styles}
+    rows = 0
+    for node in file.element.body.iter(f"{_WORD}p", f"{_WORD}tr"):
+        if any(True for _ in node.iterancestors(f"{_WORD}tr", _FALLBACK)):
+            continue  # a row is read whole; a fallback repeats a text box for old readers
+        if node.tag == f"{_WORD}tr":
+            rows += not _add_row(
+                [" ".join(map(_word_text, cell.iter(f"{_WORD}p"))) for cell in node.iter(f"{_WORD}tc")], reading
+            )
+            continue
+        text, style = _word_text(node), node.find(f"{_WORD}pPr/{_WORD}pStyle")
+        name = names.get(style.get(f"{_WORD}val"), "") if style is not None else ""
+        marked = re.match(r"Heading (\d)", name)
         if not text:
             continue
-        if style == "Title":
+        if name == "Title":
             reading.blocks.append(_Block(text=text, section=("Title",)))
         else:
             level = int(marked[1]) if marked else heading_level(text)
             reading.blocks.append(_Block(text=text, level=level))
-    for what, found in (("tables", file.tables), ("pictures", file.inline_shapes)):
-        if len(found):
-            reading.warnings.append(f"{len(found)} {what} were not read.")
+    for part in file.part.package.iter_parts():
+        if part.partname in ("/word/footnotes.xml", "/word/endnotes.xml"):
+            root = docx.oxml.parse_xml(part.blob)
+            for text in map(_word_text, root.iter(f"{_WORD}p")):
+                if text:
+                    reading.blocks.append(_Block(text=text, section=("Back matter", "Notes")))
+    for what, count in (("rows of tables", rows), ("pictures", len(file.inline_shapes))):
+        if count:
+            reading.warnings.append(f"{count} {what} were not read.")
     if not any(block.section == ("Title",) for block in reading.blocks):
         _mark_title(reading)
     return reading
@@ -559,6 +656,7 @@ def read_document(path: str | Path) -> Document:
         raise DocumentError(
             f"{path.name} has {letters:,} letters; at most {MAX_LETTERS:,} are read. Pass the report alone."
         )
+    _without_references(reading)
     sentences = to_sentences(reading)
     if not sentences:
         raise DocumentError(f"{path.name} holds no sentence.")

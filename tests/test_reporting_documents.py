@@ -126,7 +126,7 @@ def test_what_of_a_jats_file_was_not_read_is_said(tmp_path):
     document = read_document(write(tmp_path, "report.xml", JATS.replace("<ack>", f"{supplement}<ack>")))
     assert document.warnings[:4] == (
         "1 figures: captions were read, pictures were not.",
-        "1 tables: captions were read, cells were not.",
+        "1 tables: captions and rows of words were read, rows of numbers were not.",
         "1 supplements were recognised and not read.",
         "1 references were recognised and left out.",
     )
@@ -371,3 +371,109 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path):
 def test_an_empty_file_holds_no_sentence(tmp_path, text):
     with pytest.raises(DocumentError, match="holds no sentence"):
         read_document(write(tmp_path, "empty.txt", text))
+
+
+@pytest.mark.parametrize(
+    "line", ["2 | METHODS", "II. METHODS", "2. Methods", "2: Methods", "2) Methods", "B. Methods", "METHODS"]
+)
+def test_a_heading_is_one_in_every_numbering(tmp_path, line):
+    document = read_document(
+        write(tmp_path, "a.txt", f"Walking for knees\n\n{line}\n\nThe list was made by a computer.\n")
+    )
+    assert documents.section_kind(document.sentences[-1].section) == "methods"
+
+
+def test_roman_numbers_do_not_hide_the_kind_of_a_section():
+    kinds = [documents.section_kind([header]) for header in ("III. RESULTS", "IV. Discussion", "I. INTRODUCTION")]
+    assert kinds == ["results", "discussion", "introduction"]
+    assert heading_level("A. B. Smith wrote it") == 0
+
+
+@pytest.mark.parametrize("top", ["Walking: a trial\n\n", '---\ntitle: "Walking: a trial"\nauthor: A. Nobody\n---\n\n'])
+def test_the_title_of_markdown_stands_on_the_first_line_or_in_the_front_matter(tmp_path, top):
+    document = read_document(write(tmp_path, "a.md", f"{top}## Methods\n\nThe walkers were randomised.\n"))
+    assert document.sentences[0].section == ("Title",)
+    assert document.title == "Walking: a trial"
+    assert "Nobody" not in " ".join(sentence.text for sentence in document.sentences)
+
+
+def test_references_without_a_heading_are_no_text(tmp_path):
+    listed = "".join(f"{n}. Nobody A, Someone B. Randomised knees. J Knees 200{n};1:{n}-9.\n" for n in range(1, 5))
+    text = f"Walking\n\nMethods\n\nThe walkers were randomised in 2014.\n\n{listed}"
+    document = read_document(write(tmp_path, "a.txt", text))
+    assert document.sentences[-1].text == "The walkers were randomised in 2014."
+    assert "4 references without a heading were left out." in document.warnings
+
+
+FRONT = """<article><front><article-meta><title-group><article-title>Walking for knees</article-title>
+<subtitle>a randomised trial</subtitle></title-group>
+<funding-group><award-group><funding-source>The Knee Fund</funding-source><award-id>K1</award-id></award-group></funding-group>
+<custom-meta-group><custom-meta><meta-name>Trial registration</meta-name><meta-value>ISRCTN00000000</meta-value></custom-meta>
+</custom-meta-group></article-meta></front><body><sec><title>Methods</title>
+<def-list><def-item><term>Primary outcome</term><def><p>pain of the knee at 12 weeks</p></def></def-item></def-list>
+<table-wrap><table><tr><td>Inclusion</td><td>adults with pain on most days of the month</td></tr>
+<tr><td>Age</td><td>54</td><td>55</td><td>56</td></tr></table></table-wrap></sec></body>
+<sub-article><body><p>A reviewer says that it is not to be read.</p></body></sub-article></article>"""
+
+
+def test_jats_gives_subtitle_front_matter_definitions_and_tables_of_words(tmp_path):
+    document = read_document(write(tmp_path, "a.xml", FRONT))
+    texts = [sentence.text for sentence in document.sentences]
+    assert document.title == "Walking for knees: a randomised trial"
+    assert "Funding: The Knee Fund, K1." in texts
+    assert "Trial registration: ISRCTN00000000." in texts
+    assert "Primary outcome: pain of the knee at 12 weeks" in texts
+    assert "Inclusion: adults with pain on most days of the month" in texts
+    assert not any("54" in text or "reviewer" in text for text in texts)
+    assert any("sub-articles" in warning for warning in document.warnings)
+
+
+WORD_BODY = """<w:p xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:r>
+<w:t xml:space="preserve">The list was </w:t>
+</w:r><w:ins w:id="1"><w:r><w:t xml:space="preserve">kept by a pharmacist</w:t></w:r></w:ins>
+<w:del w:id="2"><w:r><w:delText>lost</w:delText></w:r></w:del>
+<w:moveFrom w:id="3"><w:r><w:t>moved away</w:t></w:r></w:moveFrom><w:r><w:instrText>PAGE</w:instrText></w:r>
+<w:fldSimple w:instr="REF x"><w:r><w:t xml:space="preserve"> of block 4</w:t></w:r></w:fldSimple><w:r><w:t>.</w:t></w:r>
+<w:r><w:pict><w:txbxContent><w:p><w:r>
+<w:t>The box tells of the randomised walkers.</w:t></w:r></w:p></w:txbxContent></w:pict></w:r></w:p>"""
+WORD_CONTROL = """<w:sdt xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:sdtContent><w:p><w:r>
+<w:t>The control holds the power of the trial.</w:t></w:r></w:p></w:sdtContent></w:sdt>"""
+
+
+def test_word_gives_what_it_shows_once_all_changes_are_accepted(tmp_path):
+    docx = pytest.importorskip("docx")
+    file = docx.Document()
+    file.add_heading("Walking for knees", 0)
+    file.add_heading("Methods", 1)
+    for xml in (WORD_BODY, WORD_CONTROL):
+        file.element.body.insert(len(file.element.body) - 1, docx.oxml.parse_xml(xml))
+    table = file.add_table(rows=2, cols=2)
+    for cell, text in zip(table._cells, ("Inclusion", "adults with pain on most days", "Age", "54"), strict=True):
+        cell.text = text
+    file.save(str(tmp_path / "a.docx"))
+    document = read_document(tmp_path / "a.docx")
+    assert [sentence.text for sentence in document.sentences[2:]] == [
+        "The list was kept by a pharmacist of block 4.",
+        "The box tells of the randomised walkers.",
+        "The control holds the power of the trial.",
+        "Inclusion: adults with pain on most days",
+    ]
+    assert "1 rows of tables were not read." in document.warnings
+
+
+def test_footnotes_of_word_are_read(tmp_path):
+    docx = pytest.importorskip("docx")
+    from docx.opc.constants import RELATIONSHIP_TYPE
+    from docx.opc.packuri import PackURI
+    from docx.opc.part import Part
+
+    file = docx.Document()
+    file.add_paragraph("The walkers were randomised to walk or to rest.")
+    notes = """<w:footnotes xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:footnote w:id="2"><w:p>
+<w:r>
+<w:t>The trial was funded by a grant.</w:t></w:r></w:p></w:footnote></w:footnotes>"""
+    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.footnotes+xml"
+    part = Part(PackURI("/word/footnotes.xml"), kind, notes.encode(), file.part.package)
+    file.part.relate_to(part, RELATIONSHIP_TYPE.FOOTNOTES)
+    file.save(str(tmp_path / "a.docx"))
+    assert read_document(tmp_path / "a.docx").sentences[-1].text == "The trial was funded by a grant."

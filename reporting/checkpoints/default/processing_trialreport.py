@@ -34,7 +34,7 @@ def section_kind(section: Sequence[str]) -> str:
         'methods'
     """
     for header in section:
-        plain = re.sub(r"^[\W\d]+", "", header).strip().lower()
+        plain = re.sub(r"^([\W\d]+|[IVX]+[.):]\s*)+", "", header).strip().lower()
         for kind, pattern in _KIND_PATTERNS:
             if re.match(pattern, plain):
                 return kind
