@@ -161,7 +161,7 @@ def heading_level(line: str) -> int:
         (2, 1, 0)
     """
     line = line.strip()
-    if not line or len(line) > 80 or line[-1] in ".,;?!":
+    if not line or len(line) > 80 or line[-1] in ".,;?!" or _REFERENCE.match(line):
         return 0
     numbering = _NUMBERING.match(line)
     plain = line[numbering.end() :] if numbering else _ROMAN.sub("", line)
@@ -177,14 +177,18 @@ def heading_level(line: str) -> int:
     return 0
 
 
+# "1. Smith AB," or, with other names, a number in front of a year with a volume, a DOI or "et al.".
 _REFERENCE = re.compile(
-    r"(?=.*\b(19|20)\d\d\b)(?=.*(\bet al\b|\bdoi\b|\d+ ?: ?e?\d+|[A-Z]\w+ [A-Z]{1,3}[,.]))\[?\d{1,3}[.\])]\s+\S"
+    r"\[?\d{1,3}[.\])]?\s+[A-Z][\w'’-]+ [A-Z]{1,3}[.,]"
+    r"|(?=.*\b(19|20)\d\d\b)(?=.*(\bet al\b|\bdoi\b|\d+ ?: ?e?\d+))\[?\d{1,3}[.\])]\s+\S"
 )
 MIN_REFERENCES = 3
 
 
 def _without_references(reading: "_Reading") -> None:
     """A numbered list of references at the end that no heading announces."""
+    if any(block.level and _REFERENCES.fullmatch(re.sub(r"^[\d.\s]+", "", block.text)) for block in reading.blocks):
+        return
     paragraphs = [number for number, block in enumerate(reading.blocks) if not block.level]
     listed = [number for number in paragraphs if _REFERENCE.match(reading.blocks[number].text)]
     first = next((n for n in listed if all(m in listed for m in paragraphs if m >= n)), None)
@@ -521,7 +525,7 @@ def _add_pages(reading: _Reading, texts: list[str]) -> None:
             level = heading_level(line)
             is_row = is_table_row(line)
             rows += is_row
-            if level or is_row or _CAPTION.match(line):
+            if level or is_row or _CAPTION.match(line) or _REFERENCE.match(line):
                 if paragraph:
                     reading.blocks.append(_Block(text=paragraph, page=first_page))
                 paragraph = ""

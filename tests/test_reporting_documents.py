@@ -405,6 +405,16 @@ def test_references_without_a_heading_are_no_text(tmp_path):
     assert "4 references without a heading were left out." in document.warnings
 
 
+def test_references_over_several_lines_are_no_headings_and_no_text(tmp_path):
+    listed = (
+        "1 Smith AB. Walking and pain\n2 Jones C. A computer made it\nin trials. J 2010;1:1.\n3 Brown D, Lee E. Rest.\n"
+    )
+    document = read_document(
+        write(tmp_path, "a.txt", f"Walking\n\nMethods\n\nThe walkers were randomised.\n\n{listed}")
+    )
+    assert document.sentences[-1].text == "The walkers were randomised."
+
+
 FRONT = """<article><front><article-meta><title-group><article-title>Walking for knees</article-title>
 <subtitle>a randomised trial</subtitle></title-group>
 <funding-group><award-group><funding-source>The Knee Fund</funding-source><award-id>K1</award-id></award-group></funding-group>
