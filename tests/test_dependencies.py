@@ -1,13 +1,16 @@
 """What a room imports is declared for it in pyproject.toml, and does not come along by chance with something else."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from ctfm.requirements_ctfm import TRANSFORMERS
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # folder -> the extras that whoever runs it has
@@ -46,3 +49,56 @@ def test_what_a_room_imports_is_declared(room: str) -> None:
         if declared.isdisjoint(map(normal, owners.get(name, [name])))
     }
     assert undeclared == set()
+
+
+OLD_TRANSFORMERS = """
+import importlib.metadata, sys
+import transformers
+from transformers import AutoConfig, AutoModel, AutoProcessor, configuration_utils, pipeline
+
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: "5.17.0" if name == "transformers" else version(name)
+del configuration_utils.SubConfigSpec  # which 5.17 lacks
+sys.modules["ctfm"] = None
+repo = sys.argv[1]
+for load in (
+    AutoConfig.from_pretrained,
+    AutoModel.from_pretrained,
+    AutoProcessor.from_pretrained,
+    lambda repo, **loading: pipeline("zero-shot-image-classification", model=repo, **loading),
+):
+    try:
+        load(repo, trust_remote_code=True)
+    except ImportError as error:
+        print(" ".join(str(error).split()))
+"""
+
+
+def test_code_from_the_hub_names_the_transformers_that_is_too_old_and_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-c", OLD_TRANSFORMERS, str(ROOT / "checkpoints" / "default")]
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    said = run.stdout.splitlines()
+    assert len(said) == 4
+    for line in said:
+        assert "transformers==5.17.0" in line
+        assert line.endswith('pip install --upgrade "transformers>=5.23"')
+
+
+def test_the_transformers_that_code_from_the_hub_asks_for_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert TRANSFORMERS in project["dependencies"]
+
+
+@pytest.mark.parametrize(("program", "package"), [("pretrain", "tyro"), ("learning", "matplotlib")])
+def test_a_program_without_the_extra_names_the_command_that_installs_it(
+    program: str, package: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no {package}', name='{package}')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", f"ctfm.train.{program}", "--help"]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(f'ctfm: "{package}" is not installed.')
+    assert 'pip install ".[train]" in the cloned folder' in run.stderr

@@ -261,7 +261,7 @@ def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def wish(project: Path, out: Path, **settings: object) -> Release:
+def wish(project: Path, out: Path | None, **settings: object) -> Release:
     checkpoint = project / "checkpoints" / "default"
     return Release(model=REPO, report="org/trialreport", space=REPO, checkpoint=checkpoint, out=out, **settings)  # type: ignore[arg-type]
 
@@ -269,7 +269,7 @@ def wish(project: Path, out: Path, **settings: object) -> Release:
 CODE = {
     f"{name}_ctfm.py" for name in ("configuration", "modeling", "processing", "image_processing", "pipeline", "drawing")
 }
-CODE |= {f"{name}_ctfm.py" for name in ("volume", "scan", "raster", "archive")}
+CODE |= {f"{name}_ctfm.py" for name in ("requirements", "volume", "scan", "raster", "archive")}
 CODE |= {f"dicom{name}_ctfm.py" for name in ("", "_header", "_stack", "_pixels")}
 
 
@@ -301,10 +301,30 @@ def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
     assert f'{REPO} loads in a fresh process and answers "its answer"' in printed
 
 
+def test_a_dry_run_writes_nothing_into_the_repository(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clone = shutil.copytree(project, tmp_path / "ctfm")
+    subprocess.run(["git", "clean", "-fdXq"], cwd=clone, check=True)  # no viewer and no gallery were brought
+    monkeypatch.setattr(release, "ROOT", clone)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # whatever runs from a folder leaves its bytecode there
+    for name in ("try_model", "try_report"):
+        monkeypatch.setattr(release, name, lambda *arguments: "its answer")
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in clone.rglob("*") if ".git" not in path.parts}
+
+    before = written()
+    assert release.run(wish(clone, None, dry_run=True)) == 0
+    assert written() == before
+    assert "gallery/gallery.json" in capsys.readouterr().out  # it was drawn, elsewhere
+
+
 def test_a_staged_card_has_a_header_a_first_sentence_and_the_version_in_its_snippet(
     in_project: Path, tmp_path: Path
 ) -> None:
-    release.stage(wish(in_project, tmp_path), "v1.0.0")
+    release.stage(wish(in_project, tmp_path), "v1.0.0", tmp_path, in_project / "space")
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "transformers"
@@ -362,18 +382,19 @@ def test_figures_of_the_trial_report_card_that_are_not_its_results_are_refused(i
 
 def test_a_space_without_its_model_is_refused(in_project: Path, tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match="give --model as well"):
-        release.stage(Release(space=REPO, out=tmp_path), "v1.0.0")
+        release.stage(Release(space=REPO), "v1.0.0", tmp_path, in_project / "space")
 
 
 def test_a_path_of_somebodys_machine_is_refused(in_project: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copytree(in_project / "checkpoints" / "default", tmp_path / "checkpoint")
     (checkpoint / "run.json").write_text(json.dumps(RUN | {"data": "/home/somebody/scans"}))
     with pytest.raises(ReleaseError, match=r'run\.json .* "/home/\.\.\."'):
-        release.stage(Release(model=REPO, checkpoint=checkpoint, out=tmp_path / "out"), "v1.0.0")
+        release.stage(Release(model=REPO, checkpoint=checkpoint), "v1.0.0", tmp_path / "out", in_project / "space")
 
 
 def test_weights_that_do_not_load_are_refused(in_project: Path, tmp_path: Path) -> None:
-    release.stage(Release(model=REPO, checkpoint=in_project / "checkpoints" / "default", out=tmp_path), "v1.0.0")
+    checkpoint = in_project / "checkpoints" / "default"
+    release.stage(Release(model=REPO, checkpoint=checkpoint), "v1.0.0", tmp_path, in_project / "space")
     (tmp_path / "model" / "volume_ctfm.py").unlink()
     with pytest.raises(ReleaseError, match=r"does not load in a fresh process:[\s\S]*volume_ctfm"):
         release.try_model(tmp_path / "model", in_project / "checkpoints" / "default")

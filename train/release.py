@@ -63,15 +63,16 @@ class Release:
         model, report, space: Hub ids of the CT model, of the trial-report model and of the Space. What is left out is not
             published; the Space needs the model that it is pinned to.
         checkpoint: of the CT model.
-        out: the folders as they will be on the Hub are left there.
-        dry_run: makes and tries the folders, shows what they hold and what would be refused, and publishes nothing.
+        out: the folders as they will be on the Hub are left there; build/release of this repository, or nowhere in a dry run.
+        dry_run: makes and tries the folders, shows what they hold and what would be refused; publishes nothing, and writes
+            nothing into this repository.
     """
 
     model: str | None = None
     report: str | None = None
     space: str | None = None
     checkpoint: Path = ROOT / "checkpoints" / "default"
-    out: Path = ROOT / "build" / "release"
+    out: Path | None = None
     dry_run: bool = False
 
 
@@ -145,23 +146,23 @@ def stage_report(package: Package, tag: str) -> None:
     write_card(source / "model_card.md", package, tag)
 
 
-def bring_space(checkpoint: Path) -> None:
+def bring_space(space: Path, checkpoint: Path) -> None:
     """What `make space` brings: the viewer, by npm (without it the Space serves its own plain one), examples and a gallery.
 
     A gallery of these weights stays as it is, so that a repeated release has the same files.
     """
-    subprocess.run([sys.executable, "fetch_viewer.py"], cwd=ROOT / "space", check=True)
-    index = ROOT / "space" / "gallery" / "gallery.json"
+    subprocess.run([sys.executable, "fetch_viewer.py"], cwd=space, check=True)
+    index = space / "gallery" / "gallery.json"
     if not index.is_file() or json.loads(index.read_text())["weights"] != sha256(checkpoint / "model.safetensors"):
         command = [sys.executable, "-m", "ctfm.train.gallery", "--checkpoint", str(checkpoint.absolute())]
-        subprocess.run([*command, "--out", str(ROOT / "space")], cwd=ROOT, check=True)
+        subprocess.run([*command, "--out", str(space)], cwd=ROOT, check=True)
 
 
-def stage_space(package: Package, checkpoint: Path) -> None:
-    bring_space(checkpoint)
-    found = [path for glob in SPACE_FILES for path in (ROOT / "space").glob(glob) if path.is_file()]
-    names = {path.relative_to(ROOT / "space").as_posix() for path in found}
-    copy_files(sorted(names | {"app.py", "README.md", "requirements.txt"}), ROOT / "space", package.folder)
+def stage_space(package: Package, space: Path, checkpoint: Path) -> None:
+    bring_space(space, checkpoint)
+    found = [path for glob in SPACE_FILES for path in space.glob(glob) if path.is_file()]
+    names = {path.relative_to(space).as_posix() for path in found}
+    copy_files(sorted(names | {"app.py", "README.md", "requirements.txt"}), space, package.folder)
 
 
 def pin_space(package: Package, pins: Mapping[str, tuple[str, str]]) -> None:
@@ -180,24 +181,29 @@ def pin_space(package: Package, pins: Mapping[str, tuple[str, str]]) -> None:
     card.save(package.folder / "README.md")
 
 
-def stage(release: Release, tag: str) -> list[Package]:
-    """Writes all folders anew. The Space is pinned to the tag until the model has a commit."""
-    shutil.rmtree(release.out, ignore_errors=True)
+def stage(release: Release, tag: str, out: Path, space: Path) -> list[Package]:
+    """Writes all folders anew. The Space is pinned to the tag until the model has a commit.
+
+    Args:
+        out: gets a folder for each package.
+        space: the Space's sources, which get what `bring_space` brings.
+    """
+    shutil.rmtree(out, ignore_errors=True)
     packages = []
     if release.model:
-        packages.append(Package(repo=release.model, kind="model", folder=release.out / "model"))
+        packages.append(Package(repo=release.model, kind="model", folder=out / "model"))
         packages[-1].folder.mkdir(parents=True)
         stage_model(packages[-1], release.checkpoint, tag)
     if release.report:
-        packages.append(Package(repo=release.report, kind="model", folder=release.out / "report"))
+        packages.append(Package(repo=release.report, kind="model", folder=out / "report"))
         packages[-1].folder.mkdir(parents=True)
         stage_report(packages[-1], tag)
     if release.space:
         if not release.model:
             raise ReleaseError("The Space is pinned to a commit of the model; give --model as well.")
-        packages.append(Package(repo=release.space, kind="space", folder=release.out / "space"))
+        packages.append(Package(repo=release.space, kind="space", folder=out / "space"))
         packages[-1].folder.mkdir(parents=True)
-        stage_space(packages[-1], release.checkpoint)
+        stage_space(packages[-1], space, release.checkpoint)
         pin_space(packages[-1], {package.folder.name: (package.repo, tag) for package in packages[:-1]})
     for package in packages:
         for name, file in package.files().items():
@@ -340,6 +346,16 @@ def show(packages: Iterable[Package]) -> None:
 
 
 def run(release: Release) -> int:
+    if not release.dry_run:
+        return release_from(release, release.out or ROOT / "build" / "release", ROOT / "space")
+    with tempfile.TemporaryDirectory() as scratch:
+        # The viewer and the gallery are written among the Space's sources, so a dry run brings them to a copy.
+        space = shutil.copytree(ROOT / "space", Path(scratch, "sources"), ignore=shutil.ignore_patterns("__pycache__"))
+        return release_from(release, release.out or Path(scratch, "release"), space)
+
+
+def release_from(release: Release, out: Path, space: Path) -> int:
+    """Stages, tries and, unless it is a dry run, publishes; `out` and `space` as `stage` takes them."""
     tag = f"v{read_version()}"
     refused = []
     for check in (check_tree, lambda: check_cards(release)):
@@ -349,7 +365,7 @@ def run(release: Release) -> int:
             if not release.dry_run:
                 raise
             refused.append(error)
-    packages = stage(release, tag)
+    packages = stage(release, tag, out, space)
     show(packages)
     for package in packages:
         if package.folder.name != "space":

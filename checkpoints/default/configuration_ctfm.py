@@ -1,6 +1,9 @@
 """JSON -> every number of the CTFM architecture, with its meaning. Lengths are in voxels and tokens; millimetres and
 Hounsfield units belong to the image processor."""
 
+from .requirements_ctfm import TRANSFORMERS  # noqa: F401 - first, see there
+
+# isort: split
 import math
 from dataclasses import field
 from typing import Any

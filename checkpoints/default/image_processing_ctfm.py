@@ -4,6 +4,9 @@ Nothing at the border is dropped: the grid covers the whole scan and what sticks
 freedom the grid is laid so that the body falls into as few crops as possible, since crops of nothing but air cost nothing.
 """
 
+from .requirements_ctfm import TRANSFORMERS  # noqa: F401 - first, see there
+
+# isort: split
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
