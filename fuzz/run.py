@@ -1,6 +1,6 @@
 """Fuzzes one target, or each in a process of its own: python -m ctfm.fuzz.run [TARGET] --seconds 60
 
-With atheris (pip install "ctfm[fuzz]") guided by coverage, else by the project's own mutations. What a target raised, or ran
+With atheris (pip install ".[fuzz]") guided by coverage, else by the project's own mutations. What a target raised, or ran
 out of time or memory with, stays in runs/fuzz/TARGET/findings; a run with findings ends with 1.
 """
 
