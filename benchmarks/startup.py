@@ -31,7 +31,10 @@ def main() -> None:
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
         scan = Path(folder, "scan.nii")
-        Volume(hu=np.zeros((32, 64, 64), np.int16), affine=np.diag([-1.0, -1.0, 1.0, 1.0])[[2, 1, 0, 3]]).to_nifti(scan)
+        hu = np.full((32, 64, 64), -1000, np.int16)
+        hu[4:28, 12:52, 12:52] = 40  # a block of soft tissue in air: what holds no tissue is refused as no CT
+        to_world = np.array([[0.0, 0.0, -5.0, 0.0], [0.0, -5.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+        Volume(hu=hu, affine=to_world).to_nifti(scan)
         commands = {
             "ctfm --help": ["-m", "ctfm", "--help"],
             "ctfm inspect SCAN": ["-m", "ctfm", "inspect", str(scan)],
