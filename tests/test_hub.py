@@ -87,10 +87,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def imported_files(name: str) -> set[str]:
-    """A file of the package and the siblings that it imports, directly or not."""
-    tree = ast.parse((ROOT / name).read_text())
-    siblings = {f"{node.module}.py" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
-    return {name}.union(*(imported_files(sibling) for sibling in siblings))
+    """A file of the package and the siblings that it imports, directly or not; some name each other for type checkers."""
+    found, waiting = set[str](), {name}
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        nodes = ast.walk(ast.parse((ROOT / file).read_text()))
+        siblings = {f"{node.module}.py" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1}
+        waiting |= siblings - found
+    return found
 
 
 def test_a_saved_model_carries_its_code_and_weights_and_nothing_else(folders: Path) -> None:
