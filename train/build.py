@@ -56,7 +56,7 @@ from .throughput import alignment_flops, crop_flops, num_tokens, segmentation_fl
 from .views import cut_scans, make_labelled_views, make_views
 
 Objective = SelfSupervisionObjective | SegmentationObjective | AlignmentObjective | JointObjective | LabelObjective
-OCCUPIED_CROPS = 48  # of a drawn scan, on average over 500 (measured): for the log's throughput
+OCCUPIED_CROPS = 48  # of a drawn scan, the mean of ten: for the log's throughput alone
 SPECIAL_TOKENS = ["[PAD]", "[CLS]", "[SEP]"]
 
 

@@ -353,7 +353,7 @@ def _joint(steps: int, learning_rate: float) -> JointPhase:
         steps=steps,
         global_batch=8,
         micro_batch=8,
-        repeats=8,  # 15 cores draw 3 to 4 scans a second, one H200 learns from 20 to 25 (measured)
+        repeats=8,  # 15 processes draw 2 to 4 scans a second, one H200 learns from 17 to 25 (README.md)
         optimizer=OptimizerConfig(
             learning_rate=learning_rate,
             last_learning_rate=1e-5,
