@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 
 from . import CTFMImageProcessor, CTFMModel, CTFMVisionConfig, CTFMVisionModel, VolumeError
 from .studies_ctfm import find_scans
+from .weights import load_complete
 
 UNTRAINED = "untrained"
 MANIFEST_FIELDS = [
@@ -213,13 +214,8 @@ def load(model_id: str) -> tuple[CTFMModel | CTFMVisionModel, CTFMImageProcessor
             raise OSError(f"its model_type is {config.model_type!r}, and CTFM's are 'ctfm' and 'ctfm_vision'")
         revision = "main" if Path(model_id).is_dir() else place.name
         model_class: Any = CTFMModel if "CTFMModel" in (config.architectures or ()) else CTFMVisionModel
-        model, loaded = model_class.from_pretrained(
-            model_id, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
+        model = load_complete(model_class, model_id, revision=revision, dtype=torch.float32)
         processor = CTFMImageProcessor.from_pretrained(model_id, revision=revision)
     except (OSError, ValueError) as error:
         raise OSError(f"no checkpoint {model_id}: {str(error).splitlines()[0]}") from error
-    if loaded["missing_keys"]:
-        missing = sorted(loaded["missing_keys"])
-        raise OSError(f"{model_id} lacks {len(missing)} weights, {missing[0]} for one. Save or download it again.")
     return model.eval(), processor, model_id if Path(model_id).is_dir() else f"{model_id}@{revision}"

@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from ctfm import CTFMImageProcessor, CTFMVisionConfig, CTFMVisionModel, read_volume
 from ctfm.modeling_ctfm import CTFMAttention, grid_coordinates, rotary_tables
+from ctfm.weights import load_complete
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
@@ -51,7 +52,7 @@ OTHERS = ("bfloat16", "torchao")
 
 def build(name: str) -> tuple[CTFMVisionModel, CTFMImageProcessor]:
     if name not in SIZES:
-        model = AutoModel.from_pretrained(name)
+        model = load_complete(AutoModel, name)
         return getattr(model, "vision_model", model).eval(), AutoImageProcessor.from_pretrained(name)
     torch.manual_seed(0)
     model = CTFMVisionModel(CTFMVisionConfig(**SIZES[name], layerscale_value=0.3)).eval()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -116,6 +117,22 @@ class Labeller:
         return self.model(**inputs).logits[0].float().sigmoid(), batch["cut_sentences"]
 
 
+def load_complete(folder: Path, dtype: torch.dtype) -> TrialReportForSentenceLabels:
+    """The model of a folder. `from_pretrained` alone draws at random what a file lacks.
+
+    Raises:
+        OSError: weights are missing.
+    """
+    loaded: Any = TrialReportForSentenceLabels.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise OSError(f"{folder} lacks {len(missing)} weights, {missing[0]} for one. Save or download it again.")
+    return model
+
+
 @cache
 def load_labeller(checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Labeller:
     """Loads a checkpoint once; nothing is downloaded."""
@@ -127,7 +144,7 @@ def load_labeller(checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Labeller:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     settings = json.loads((folder / "processor_config.json").read_text())
     sizes = {name: settings[name] for name in ("window_tokens", "sentence_tokens", "header_tokens") if name in settings}
-    model = TrialReportForSentenceLabels.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = load_complete(folder, torch.float32).eval()
     calibration = json.loads((folder / "calibration.json").read_text())
     return Labeller(model=model, processor=TrialReportProcessor(tokenizer, **sizes), calibration=calibration)
 

@@ -21,7 +21,7 @@ import tyro
 from numpy.typing import NDArray
 
 from .baselines import gold, predict_embeddings, predict_rules, predict_tfidf
-from .check import calibrate, load_labeller
+from .check import calibrate, load_complete, load_labeller
 from .checklist import CONSORT, SPIRIT
 from .corpora import (
     CONSORT_ITEMS,
@@ -467,9 +467,7 @@ def write_checkpoint(source: Path, out: Path, calibration: dict) -> None:
 
     import torch
 
-    from .modeling_trialreport import TrialReportForSentenceLabels
-
-    model = TrialReportForSentenceLabels.from_pretrained(source, dtype=torch.bfloat16)
+    model = load_complete(source, torch.bfloat16)
     model.save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copyfile(source / name, out / name)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from .check import load_complete
 from .checklist import CONSORT_FROM_SPIRIT
 from .configuration_trialreport import TrialReportConfig
 from .corpora import CONSORT_ITEMS, Article, load_consort, load_spirit
@@ -129,7 +130,7 @@ def load_start(recipe: Recipe, labels: Sequence[str]) -> tuple[TrialReportForSen
     processor = TrialReportProcessor(AutoTokenizer.from_pretrained(recipe.init))
     if config["model_type"] != "trialreport":
         return load_bert(recipe.init, labels), processor
-    model = TrialReportForSentenceLabels.from_pretrained(recipe.init, dtype=torch.float32)
+    model = load_complete(recipe.init, torch.float32)
     if list(item_numbers(model)) != list(labels):
         raise ValueError(
             f"{recipe.init} labels other items than the corpora in {recipe.data}; start it from an encoder."

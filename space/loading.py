@@ -69,14 +69,24 @@ def find_source() -> Source:
 
 
 def load_weights(source: Source) -> Weights:
-    """Loads a checkpoint in float32, into the memory of the CPU."""
+    """Loads a checkpoint in float32, into the memory of the CPU.
+
+    Raises:
+        OSError: there is no such checkpoint, or it lacks weights.
+    """
     try:
         importlib.import_module("ctfm").CTFMModel  # noqa: B018 - which registers the Auto classes
         settings: dict[str, Any] = {"revision": source.revision}
     except ImportError:
         settings = {"revision": source.revision, "trust_remote_code": True}
     processor = AutoProcessor.from_pretrained(source.model, **settings)
-    model = AutoModel.from_pretrained(source.model, dtype=torch.float32, **settings).eval()
+    model, report = AutoModel.from_pretrained(source.model, dtype=torch.float32, output_loading_info=True, **settings)
+    if report[
+        "missing_keys"
+    ]:  # which transformers draws at random, so that the page would show answers that mean nothing
+        missing = sorted(report["missing_keys"])
+        raise OSError(f"{source.model} lacks {len(missing)} weights, {missing[0]} for one. Save or download it again.")
+    model.eval()
     reads = sys.modules[type(processor.image_processor).__module__].read_volume
     pipeline = load_module("pipeline_ctfm", "CTFMZeroShotPipeline", source).CTFMZeroShotPipeline
     return Weights(

@@ -35,6 +35,7 @@ from ..image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
 from ..modeling_ctfm import CTFMForImageClassification, CTFMModel, CTFMVisionOutput
 from ..processing_ctfm import CTFMProcessor
 from ..volume_ctfm import Volume
+from ..weights import load_complete
 from .cases import Case, digest, read_case, read_label_map
 from .checkpoint import load_exported
 from .metrics import distance_to
@@ -96,7 +97,7 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, Any]:
     if name.startswith("random:"):
         model = kind(kind.config_class.from_pretrained(path))
     else:
-        model = kind.from_pretrained(path, dtype=torch.float32)
+        model = load_complete(kind, path, dtype=torch.float32)
     has_text = (path / "tokenizer_config.json").is_file() and kind is CTFMModel
     processor = (CTFMProcessor if has_text else CTFMImageProcessor).from_pretrained(path)
     return model.eval(), processor

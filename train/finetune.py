@@ -10,6 +10,7 @@ row `probe/...` with what the split `test_split` says every `probe_every` steps 
 """
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from ..configuration_ctfm import CTFMConfig, CTFMGlobalConfig, CTFMVisionConfig
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
 from ..processing_ctfm import CTFMProcessor
+from ..weights import load_complete
 from .build import Task, mean_crops, name_structures
 from .checkpoint import check_recipe, find_checkpoints
 from .data import SamplingConfig, Schedule, SourceConfig, load_scans
@@ -38,6 +40,7 @@ from .recipes import FINE_TUNINGS, FineTuning
 from .tables import labels_by_scan
 from .throughput import label_flops, num_tokens
 
+HEADS = ("classifier.", "token_head.", "token_weights", "decoder.")  # what lies beside the trunk
 MODELS = {"findings": CTFMForImageClassification, "segmentation": CTFMForSemanticSegmentation}
 
 
@@ -142,6 +145,9 @@ def build_config(recipe: FineTuning, names: Sequence[str]) -> CTFMConfig:
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     config.calibration = None  # of the parent's zero-shot scores
+    config.structures = (
+        None  # the parent's, where one checkpoint held both heads; here `id2label` names what the head says
+    )
     vision = config.vision_config
     assert isinstance(vision, CTFMVisionConfig)
     if vision.global_config is None and recipe.teaches == "segmentation":
@@ -167,17 +173,30 @@ def build_model(recipe: FineTuning, config: CTFMConfig) -> tuple[LabelModel, tup
     model_class, before = MODELS[recipe.teaches], CTFMConfig.from_pretrained(recipe.start)
     if recipe.from_scratch:
         return model_class(config), ("",)
-    model = model_class.from_pretrained(recipe.start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
-    if before.id2label != config.id2label:
-        head = model.classifier if isinstance(model, CTFMForImageClassification) else model.decoder
-        head.apply(draw_anew)
     had_global = getattr(before.vision_config, "global_config", None) is not None
-    return model, () if had_global or config.vision_config.global_config is None else ("global_model.",)  # type: ignore[union-attr]
+    new = () if had_global or config.vision_config.global_config is None else ("global_model.",)  # type: ignore[union-attr]
+    learnt = (*HEADS, *(f"vision_model.{name}" for name in new))
+    model = load_complete(model_class, recipe.start, new=learnt, config=config, dtype=torch.float32)
+    names = before.structures if recipe.teaches == "segmentation" and before.structures else before.id2label
+    if names != config.id2label:  # of other labels, though there may be as many
+        draw_head_anew(model)
+        logging.getLogger(__name__).warning(
+            "The head of %s is for other labels than %s, so a new one is drawn at random.",
+            recipe.start,
+            list((config.id2label or {}).values()),
+        )
+    return model, new
 
 
-def draw_anew(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Conv3d):
-        module.reset_parameters()
+def draw_head_anew(model: LabelModel) -> None:
+    parts: list[Any] = [
+        module for name, part in model.named_children() if name != "vision_model" for module in part.modules()
+    ]
+    for module in parts:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    if isinstance(model, CTFMForImageClassification) and model.config.token_scores:
+        nn.init.ones_(model.token_weights)
 
 
 def build_task(

@@ -26,6 +26,7 @@ from transformers import AutoModel, AutoProcessor
 
 from ..drawing_ctfm import INTENSITY_WINDOWS, draw_planes
 from ..volume_ctfm import Volume
+from ..weights import load_complete
 from .dicom_series import write_dicom_series
 from .phantom import Phantom, make_phantom
 
@@ -75,7 +76,7 @@ def index(config: GalleryConfig) -> None:
     folder = config.out / "gallery"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = AutoModel.from_pretrained(config.checkpoint, dtype=torch.float32).eval()
+    model = load_complete(AutoModel, config.checkpoint, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(config.checkpoint).image_processor
     rows, embeddings = [], []
     for number in tqdm(range(config.num_scans), desc="gallery", unit="scan"):

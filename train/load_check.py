@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Any
 
 
+def load_complete(source: str, loading: dict[str, Any]) -> Any:
+    """The model; a weight that would be drawn at random is an error."""
+    from transformers import AutoModel
+
+    model, report = AutoModel.from_pretrained(source, output_loading_info=True, **loading)
+    if report["missing_keys"]:
+        raise ValueError(f"{source} lacks weights: {sorted(report['missing_keys'])}.")
+    return model
+
+
 def try_scans(source: str, scan: str, loading: dict[str, Any]) -> tuple[dict, Any]:
     """A scan's features, and the zero-shot answer for every finding that the checkpoint is calibrated for."""
     import torch
-    from transformers import AutoModel, AutoProcessor, pipeline
+    from transformers import AutoProcessor, pipeline
 
     processor = AutoProcessor.from_pretrained(source, **loading)
-    model = AutoModel.from_pretrained(source, **loading)
+    model = load_complete(source, loading)
     grade: Any = pipeline("zero-shot-image-classification", model=source, **loading)
     findings = list(getattr(model.config, "calibration", None) or ["Pleural effusion", "Lung nodule"])
     with torch.no_grad():
@@ -32,10 +42,10 @@ def try_scans(source: str, scan: str, loading: dict[str, Any]) -> tuple[dict, An
 def try_sentences(source: str, text: str, loading: dict[str, Any]) -> tuple[dict, Any]:
     """Logits of every sentence, and the name of its likeliest item."""
     import torch
-    from transformers import AutoModel, AutoProcessor
+    from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(source, **loading)
-    model = AutoModel.from_pretrained(source, **loading)
+    model = load_complete(source, loading)
     sentences = Path(text).read_text().splitlines()
     inputs = processor(sentences, [["Methods"]] * len(sentences))
     inputs.pop("cut_sentences")

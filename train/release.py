@@ -32,6 +32,7 @@ from ..modeling_ctfm import CTFMModel
 from ..processing_ctfm import CTFMProcessor
 from ..reporting.evaluate import figures_table
 from ..volume_ctfm import Volume
+from ..weights import load_complete
 from .card import fill_card, find_pictures
 from .code_files import copy_code, write_model_code, write_report_code
 from .phantom import make_phantom
@@ -265,7 +266,7 @@ def try_model(folder: Path, checkpoint: Path) -> list:
         tensors, answers = try_folder(folder, scan)
         texts = [f"{answer['label']}." for answer in sorted(answers, key=lambda answer: answer["label"])]
         inputs = CTFMProcessor.from_pretrained(checkpoint)(images=scan, text=texts)
-        expected = CTFMModel.from_pretrained(checkpoint)(**inputs).image_embeds
+        expected = load_complete(CTFMModel, checkpoint)(**inputs).image_embeds
     difference = float((tensors["image_embeds"] - expected).abs().max())
     if not difference < 1e-5:  # of vectors of length 1; the number of threads and where weights lie move the last bits
         raise ReleaseError(f"{folder} computes other features than {checkpoint}, by {difference:.1e}.")

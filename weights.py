@@ -1,0 +1,29 @@
+"""Checkpoint -> model of which every weight was read. `from_pretrained` alone draws at random what a file lacks, and warns."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+
+def load_complete(model_class: Any, source: str | os.PathLike, *, new: Sequence[str] = (), **loading: Any) -> Any:
+    """`model_class.from_pretrained(source, **loading)` that reads every weight or raises.
+
+    Args:
+        model_class: a model class or an Auto class.
+        source: folder or Hub id.
+        new: beginnings of the names of parts that may be drawn at random, or have another shape in the checkpoint, because
+            training them is what the model is loaded for: a head. transformers warns of each of them.
+
+    Raises:
+        OSError: weights are missing or of another shape that `new` does not name.
+    """
+    loading |= {"output_loading_info": True, "ignore_mismatched_sizes": bool(new)}
+    model, report = model_class.from_pretrained(source, **loading)
+    drawn = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+    missing = sorted(name for name in drawn if not name.startswith(tuple(new)))
+    if missing:
+        raise OSError(
+            f"{source} lacks {len(missing)} weights, {missing[0]} for one, which would be drawn at random. Save or download it "
+            f"again, or load it as the class that it was saved as ({type(model).__name__} is asked for)."
+        )
+    return model
