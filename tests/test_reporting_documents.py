@@ -3,14 +3,14 @@
 import zipfile
 
 import pytest
-from ctfm.reporting import documents
+from ctfm.reporting import pdf
 from ctfm.reporting.documents import (
     MAX_BYTES,
     DocumentError,
-    heading_level,
     read_document,
-    split_sentences,
 )
+from ctfm.reporting.processing_trialreport import section_kind
+from ctfm.reporting.reading import heading_level, split_sentences
 
 MARKDOWN = """# Walking for knees: a randomised trial
 
@@ -181,6 +181,17 @@ def test_docx_keeps_its_heading_styles(tmp_path):
 
 def make_pdf(path, lines, password=None):
     """A PDF with one page a list of lines, by hand: text of the base font."""
+    rows = ["".join(f"({line}) Tj T* " for line in page) for page in lines]
+    return draw_pdf(path, [f"BT /F1 10 Tf 12 TL 50 800 Td {row}ET" for row in rows], password)
+
+
+def place_pdf(path, pages):
+    """A PDF with one page a list of `(x, y, size, text)`, drawn in that order."""
+    draw = "BT /F1 {2} Tf {0} {1} Td ({3}) Tj ET".format
+    return draw_pdf(path, ["\n".join(draw(*line) for line in page) for page in pages])
+
+
+def draw_pdf(path, pages, password=None):
     pypdf = pytest.importorskip("pypdf")
     from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
@@ -189,14 +200,13 @@ def make_pdf(path, lines, password=None):
         {NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1"),
          NameObject("/BaseFont"): NameObject("/Helvetica")}
     )  # fmt: skip
-    for page_lines in lines:
+    for content in pages:
         page = writer.add_blank_page(595, 842)
         page[NameObject("/Resources")] = DictionaryObject(
             {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
         )
         stream = DecodedStreamObject()
-        rows = "".join(f"({line}) Tj T* " for line in page_lines)
-        stream.set_data(f"BT /F1 10 Tf 12 TL 50 800 Td {rows}ET".encode())
+        stream.set_data(content.encode())
         page[NameObject("/Contents")] = writer._add_object(stream)
     if password is not None:
         writer.encrypt(password, algorithm="RC4-128")
@@ -224,6 +234,68 @@ def test_pdf_gives_pages_and_joins_hyphens_and_drops_running_heads(tmp_path):
     assert document.sentences[-1].page == 4
 
 
+LEFT = [
+    "Methods",
+    *(f"The walkers of part {word} were randomised to" for word in ("a", "b", "c", "d", "e", "f", "g", "h")),
+]
+RIGHT = [f"rest after part {word} of the trial was over." for word in ("i", "j", "k", "l", "m", "n", "o", "p", "q")]
+
+
+def test_columns_that_a_pdf_draws_line_by_line_are_read_one_after_the_other(tmp_path):
+    rows = [
+        (x, 700 - 12 * number, 9, text)
+        for number, pair in enumerate(zip(LEFT, RIGHT, strict=True))
+        for x, text in zip((50, 310), pair, strict=True)
+    ]
+    text = " ".join(s.text for s in read_document(place_pdf(tmp_path / "two.pdf", [rows])).sentences)
+    assert text.index("part h were") < text.index("part i of")
+
+
+@pytest.mark.parametrize("authors_first", [False, True])
+def test_the_title_of_a_pdf_is_what_is_largest_above_the_text(tmp_path, authors_first):
+    authors = [(50, 780 if authors_first else 690, 10, "A Walker, B Rester, University of Nowhere, Nowhere")]
+    title = [(50, 740, 18, "Walking for knees:"), (50, 718, 18, "a randomised trial of two groups")]
+    body = [(50, 640 - 12 * n, 10, line) for n, line in enumerate(PAGE[1:])]
+    lines = [*authors, *title, *body] if authors_first else [*title, *authors, *body]
+    document = read_document(place_pdf(tmp_path / "title.pdf", [lines]))
+    assert document.title == "Walking for knees: a randomised trial of two groups"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_line_numbers_of_a_manuscript_are_left_out_and_counted(tmp_path, apart):
+    lines = [*PAGE[1:], *(f"Then the walkers walked {word} and rested." for word in ("on", "off", "up", "down"))]
+    numbered = [
+        part
+        for n, line in enumerate(lines, 1)
+        for part in (
+            [(30, 760 - 14 * n, 8, n), (60, 760 - 14 * n, 10, line)]
+            if apart
+            else [(60, 760 - 14 * n, 10, f"{n} {line}")]
+        )
+    ]
+    document = read_document(place_pdf(tmp_path / "numbered.pdf", [numbered]))
+    assert "The participants of the trial were randomised to walk or to rest in equal numbers." in [
+        s.text for s in document.sentences
+    ]
+    assert "9 line numbers were left out." in document.warnings
+
+
+def test_a_banner_that_is_drawn_over_the_page_is_left_out_and_sentences_stay_whole(tmp_path):
+    banner = (60, 40, 8, "Preprint posted on 1 May 2020; not certified by peer review.")
+    pages = [
+        [
+            (50, 300, 10, "Methods"),
+            (50, 288, 10, f"The {word} list was made by a computer, and it was kept by the"),
+            banner,
+            (50, 276, 10, f"pharmacy until the last patient of the {word} site was randomised and it was over."),
+        ]
+        for word in ("first", "second", "third")
+    ]
+    texts = [s.text for s in read_document(place_pdf(tmp_path / "banner.pdf", pages)).sentences]
+    assert not any("Preprint" in text for text in texts)
+    assert any(text.startswith("The first list") and text.endswith("it was over.") for text in texts)
+
+
 def test_an_encrypted_pdf_is_refused(tmp_path):
     with pytest.raises(DocumentError, match=r"is encrypted\. Save a copy without a password"):
         read_document(make_pdf(tmp_path / "secret.pdf", [PAGE], password="secret"))
@@ -243,7 +315,7 @@ def test_two_thousand_pages_are_refused_unread(tmp_path, monkeypatch):
 
 
 def test_a_pdf_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_PDF_SECONDS", -1)
+    monkeypatch.setattr(pdf, "MAX_PDF_SECONDS", -1)
     with pytest.raises(DocumentError, match=r"at page 1 of 2\. Pass it as docx or text"):
         read_document(make_pdf(tmp_path / "slow.pdf", [PAGE, PAGE]))
 
@@ -380,11 +452,11 @@ def test_a_heading_is_one_in_every_numbering(tmp_path, line):
     document = read_document(
         write(tmp_path, "a.txt", f"Walking for knees\n\n{line}\n\nThe list was made by a computer.\n")
     )
-    assert documents.section_kind(document.sentences[-1].section) == "methods"
+    assert section_kind(document.sentences[-1].section) == "methods"
 
 
 def test_roman_numbers_do_not_hide_the_kind_of_a_section():
-    kinds = [documents.section_kind([header]) for header in ("III. RESULTS", "IV. Discussion", "I. INTRODUCTION")]
+    kinds = [section_kind([header]) for header in ("III. RESULTS", "IV. Discussion", "I. INTRODUCTION")]
     assert kinds == ["results", "discussion", "introduction"]
     assert heading_level("A. B. Smith wrote it") == 0
 
@@ -487,3 +559,67 @@ def test_footnotes_of_word_are_read(tmp_path):
     file.part.relate_to(part, RELATIONSHIP_TYPE.FOOTNOTES)
     file.save(str(tmp_path / "a.docx"))
     assert read_document(tmp_path / "a.docx").sentences[-1].text == "The trial was funded by a grant."
+
+
+LATEX = r"""\documentclass{article}
+\title{Walking for \emph{knees}: a randomised trial}
+\author{A. Walker}
+\begin{document}
+\maketitle
+\begin{abstract}
+\textbf{Background:} Knees hurt. \textbf{Methods:} We randomised 90 adults.
+\end{abstract}
+\section{Methods}
+\subsection{Randomisation}
+A statistician~made the list \cite{a} with 80\% power ($\alpha = 0.05$).% a comment
+\input{statistics}
+\begin{itemize}
+\item Adults of 40 years were eligible.
+\end{itemize}
+\begin{table}\caption{Outcomes and times.}\begin{tabular}{ll}
+Primary outcome & Pain at twelve weeks on a scale \\
+Age & 54.2 (10.1) \\
+\end{tabular}\end{table}
+\begin{thebibliography}{9}\bibitem{a} Smith. Not read.\end{thebibliography}
+\end{document}
+"""
+
+HTML = """<!doctype html><html><head><title>x</title><script>not read</script></head><body><nav>Menu, not read</nav><article>
+<h1>Walking for <i>knees</i>: a randomised trial</h1><h2>Abstract</h2><p><b>Background:</b> Knees hurt. <b>Methods:</b> We
+randomised 90 adults.</p><h2>Methods</h2><h3>Randomisation</h3><p>A statistician made the list with 80% power (α = 0.05).</p>
+<ul><li>Adults of 40 years were eligible.</li></ul><table><caption>Outcomes and times.</caption><tr><td>Primary outcome</td>
+<td>Pain at twelve weeks on a scale</td></tr><tr><td>54.2</td></tr></table><h2>References</h2><ol><li>Smith. Not read.</li></ol>
+</article><footer>Imprint, not read</footer></body></html>"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("report.tex", LATEX), ("report.html", HTML)])
+def test_latex_and_html_give_title_sections_lists_and_tables_of_words(tmp_path, name, text):
+    document = read_document(write(tmp_path, name, text))
+    found = {sentence.text: sentence.section for sentence in document.sentences}
+    assert document.title == "Walking for knees: a randomised trial"
+    assert found["Methods: We randomised 90 adults."] == ("Abstract", "Methods")
+    assert found["A statistician made the list with 80% power (α = 0.05)."] == ("Methods", "Randomisation")
+    assert found["Adults of 40 years were eligible."] == ("Methods", "Randomisation")
+    assert {"Outcomes and times.", "Primary outcome: Pain at twelve weeks on a scale"} <= set(found)
+    assert not any("ot read" in sentence for sentence in found)
+    assert "1 rows of tables were not read." in document.warnings
+
+
+def test_a_file_that_latex_includes_is_named_as_not_read(tmp_path):
+    warnings = read_document(write(tmp_path, "report.tex", LATEX)).warnings
+    assert r"1 files that \input names were not read." in warnings
+
+
+@pytest.mark.parametrize(
+    ("paragraph", "section"),
+    [
+        ("Sample size. We needed 82 people.", ("Methods", "Sample size")),
+        ("Randomisation: A computer made the list.", ("Methods", "Randomisation")),
+        ("Results. The walkers did better.", ("Results",)),
+        ("Consent was obtained. We met them.", ("Methods",)),
+    ],
+)
+def test_a_heading_at_the_start_of_its_paragraph_is_one(tmp_path, paragraph, section):
+    text = f"# Walking for knees\n\n## Methods\n\nWe walked.\n\n{paragraph}\n\nThen we rested.\n"
+    sentences = read_document(write(tmp_path, "a.md", text)).sentences
+    assert [sentence.section for sentence in sentences[-2:]] == [section, section]
