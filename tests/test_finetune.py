@@ -81,7 +81,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(teaches: str, start: Path, **settings: Any) -> FineTuning:
     recipe = FINE_TUNINGS[teaches]()
-    fast = OptimizerConfig(learning_rate=1e-3, warmup_steps=5, weight_decay=0.01, last_weight_decay=0.01)
+    warmup_steps = min(5, settings.get("steps", 4))
+    fast = OptimizerConfig(learning_rate=1e-3, warmup_steps=warmup_steps, weight_decay=0.01, last_weight_decay=0.01)
     small = {"start": str(start), "steps": 4, "global_batch": 8, "micro_batch": 8, "optimizer": fast}
     return replace(recipe, **small | settings)  # type: ignore[arg-type]
 

@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -479,3 +480,24 @@ def test_scans_that_cannot_be_one_batch_are_refused() -> None:
         collate_scans([first, {name: entry for name, entry in second.items() if name != "labels"}])
     with pytest.raises(ValueError, match=r"input_ids .* \(3,\), \(4,\)\. Tokenize texts with padding"):
         collate_scans([first | {"input_ids": torch.ones(1, 3)}, second | {"input_ids": torch.ones(1, 4)}])
+
+
+# --- settings --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_setting_that_is_not_known_is_refused_also_in_a_saved_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="no setting window; its settings are crop_size, spacing, intensity_window"):
+        CTFMImageProcessor(window=(-160, 240))
+    CTFMImageProcessor().save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(file.read_text().replace('"air_hu"', '"air_HU"'))
+    with pytest.raises(TypeError, match="no setting air_HU"):
+        CTFMImageProcessor.from_pretrained(tmp_path)
+
+
+def test_a_setting_given_while_loading_is_checked_as_one_given_while_making(tmp_path: Path) -> None:
+    CTFMImageProcessor().save_pretrained(tmp_path)
+    loaded = CTFMImageProcessor.from_pretrained(tmp_path, spacing="fine", crop_size=(8, 16, 16))
+    assert (loaded.spacing, loaded.crop_size) == ([1.0, 0.5, 0.5], [8, 16, 16])
+    with pytest.raises(ValueError, match="three positive numbers"):
+        CTFMImageProcessor.from_pretrained(tmp_path, crop_size=(8, 16))

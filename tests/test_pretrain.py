@@ -25,6 +25,7 @@ from accelerate.state import AcceleratorState
 from ctfm import CTFMModel, CTFMProcessor, CTFMVisionModel
 from ctfm.train import build as building
 from ctfm.train import checkpoint as checkpoints
+from ctfm.train import finetune
 from ctfm.train import monitor as monitoring
 from ctfm.train import pretrain as loop
 from ctfm.train.checkpoint import check_recipe, load_exported
@@ -288,9 +289,9 @@ def test_batches_of_a_bfloat16_run_are_those_of_the_image_processor_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
-)  # torch's compiler itself
+# Both of torch's compiler itself; it looks at `.grad` of every tensor that it traces, activations too.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_layers_give_the_losses_of_eager_ones(data: Path, tmp_path: Path) -> None:
     recipe = without_drop_path(tiny_recipe(2))
     eager = train(tmp_path / "eager", data, recipe)
@@ -528,6 +529,20 @@ def test_the_command_line_reaches_every_phase_and_says_so(tmp_path: Path, capsys
     said = capsys.readouterr().out
     assert "--recipe.phases.self-supervision.micro-batch" in said
     assert "number of optimizer steps" in said
+
+
+def test_a_phase_that_ends_before_its_warm_up_is_refused_with_both_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    demo = RECIPES["demo"]()
+    short = demo.phases | {"alignment": replace(demo.phases["alignment"], steps=5)}
+    with pytest.raises(
+        ValueError, match=r"Phase alignment has 5 steps and a warm-up of 6; set optimizer.warmup_steps to 5"
+    ):
+        replace(demo, phases=short)
+    with pytest.raises(SystemExit):
+        finetune.read_run(["findings", "--out", "RUN", "--data", "D", "--recipe.start", "X", "--recipe.steps", "50"])
+    assert "Phase findings has 50 steps and a warm-up of 100" in " ".join(
+        capsys.readouterr().err.replace("│", "").split()
+    )
 
 
 def edit_table(folder: Path, name: str, edit: Callable[[int, dict[str, str]], dict[str, str]]) -> Path:

@@ -104,7 +104,7 @@ def tiny_data(folder: Path, num_train: int = 12, num_test: int = 0) -> Path:
 
 def tiny_recipe(steps: int = 6, micro_batches: int = 1) -> Recipe:
     """Self-supervision, label maps, alignment over cached descriptors, alignment of all; two passes over one step are equal."""
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, last_weight_decay=0.2)
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=min(2, steps), weight_decay=0.1, last_weight_decay=0.2)
     batch = {"global_batch": 4, "micro_batch": 4 // micro_batches, "optimizer": optimizer, "steps": steps}
     local = ViewShape(count=2, size=(4, 16, 16), spacing=(16, 16, 16), zoom=(0.8, 1.2))
     views = ViewConfig(global_views=replace(local, size=(8, 16, 32)), local_views=local)

@@ -5,6 +5,7 @@ machine: that is `launch/*.yaml`, and `Run` in pretrain.py.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -184,6 +185,7 @@ class FineTuning:
     def __post_init__(self) -> None:
         if self.from_scratch and self.trunk_is_frozen:
             raise ValueError("A trunk drawn from scratch that is frozen learns nothing; choose one of the two.")
+        check_warmup(self.phases)
 
     @property
     def phases(self) -> "dict[str, Phase]":
@@ -217,6 +219,19 @@ class Recipe:
     vocabulary: int = 2000
     phases: Annotated[dict[str, Phase], tyro.conf.AvoidSubcommands]
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_warmup(self.phases)
+
+
+def check_warmup(phases: Mapping[str, Phase]) -> None:
+    """Raises ValueError where a phase ends before its warm-up, so that it would never learn at its learning rate."""
+    for name, phase in phases.items():
+        if phase.steps < phase.optimizer.warmup_steps:
+            raise ValueError(
+                f"Phase {name} has {phase.steps} steps and a warm-up of {phase.optimizer.warmup_steps}; set "
+                f"optimizer.warmup_steps to {phase.steps} or fewer, a tenth of the steps for one."
+            )
 
 
 def demo() -> Recipe:

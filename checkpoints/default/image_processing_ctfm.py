@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -33,6 +33,23 @@ SPACING_PRESETS: dict[str, tuple[float, float, float] | None] = {
 
 
 RESAMPLING = ("area", "linear")
+OF_TRANSFORMERS = (
+    "auto_map",
+    "feature_extractor_type",
+    "image_processor_type",
+    "processor_class",
+)  # in every saved file
+
+
+class ImageSettings(TypedDict, total=False):
+    """What `CTFMImageProcessor.from_pretrained` takes instead of what was saved. The base class hands on to `__init__`, which
+    checks it, what is named here, and would set it unchecked otherwise."""
+
+    crop_size: Sequence[int]
+    spacing: Sequence[float] | str | None
+    intensity_window: Sequence[float]
+    air_hu: float
+    resampling: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +104,7 @@ class CTFMImageProcessor(BaseImageProcessor):
 
     _auto_class = "AutoImageProcessor"
     model_input_names = ["pixel_values", "crop_grid", "crop_mask"]
+    valid_kwargs = ImageSettings  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -97,6 +115,10 @@ class CTFMImageProcessor(BaseImageProcessor):
         resampling: str = "area",
         **kwargs: Any,
     ):
+        # The base class would keep a misspelt setting as an attribute that nothing reads.
+        if unknown := sorted(set(kwargs) - set(OF_TRANSFORMERS)):
+            known = ", ".join(ImageSettings.__annotations__)
+            raise TypeError(f"CTFMImageProcessor has no setting {', '.join(unknown)}; its settings are {known}.")
         super().__init__(**kwargs)
         self.crop_size = list(crop_size)
         self.spacing = resolve_spacing(spacing) or "native"  # transformers leaves None out of what it saves
