@@ -7,7 +7,7 @@ CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space pictures shown viewer test fuzz lint code train-demo checkpoint evaluate clean
+.PHONY: help setup demo space pictures shown viewer test fuzz lint code train-demo checkpoint evaluate gate clean
 
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
@@ -21,6 +21,7 @@ help:
 	@echo "make train-demo        pretrain a tiny model on phantoms from end to end (minutes; to runs/train_demo)"
 	@echo "make checkpoint        draw phantoms, train checkpoints/default on them again, measure it, fill its card (some four hours, two cores)"
 	@echo "make evaluate          draw held-out phantoms and measure checkpoints/default on them (hours; to runs/evaluated)"
+	@echo "make gate              measure again which scans the Space answers about (minutes)"
 	@echo "make setup             build .venv and stop"
 
 setup: .venv/.done
@@ -115,7 +116,13 @@ checkpoint: setup
 	$(MAKE) --no-print-directory evaluate CALIBRATE=--calibrate BASELINES="--baseline supervised=runs/supervised/exported \
 		--baseline without_alignment=runs/without_alignment --baseline self_supervision=runs/self_supervision"
 	cp runs/evaluated/metrics.json $(CHECKPOINT)
+	$(MAKE) --no-print-directory gate
 	$(BIN)/python -m ctfm.train.card
+
+# What the Space's gate compares a scan with: needs to be measured again whenever the weights change.
+gate: setup
+	$(DRAW) runs/gate --num-train 120 --num-validation 80 --num-test 0
+	$(BIN)/python space/measure_gate.py $(CHECKPOINT) runs/gate/table.csv
 
 # CALIBRATE=--calibrate writes the calibration into the checkpoint's config.json.
 evaluate: setup

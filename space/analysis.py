@@ -10,7 +10,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from body import find_body, label_pieces, shrink_factors
+from gate import Judged, scan_features
 from loading import Weights
 from uploads import Scan, UploadError
 
 MAX_SECONDS = 180.0  # of one pass of the model; then it is given up
-BODY_LEVEL = 0.05  # of pixel_values: a patch whose mean is above holds body
+BODY_SHARE = 0.5  # of a patch lies in the body where the patch counts as body, compared with the fullest patch
+NEAR_CHANCE = 0.6  # an AUROC whose 95 % interval begins below says too little to show the finding unasked
+MAX_PRESENT = 0.999  # a threshold above can never be reached: the finding could never be "present"
 DEFAULT_FINDINGS = (
     "Pleural effusion",
     "Pericardial effusion",
@@ -47,25 +51,36 @@ Report = Callable[[float, str], object]  # share done, key of the stage in texts
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The strongest place of a map: `mm` is RAS+; `slice_number` counts axial slices from the feet, from 1."""
+    """The strongest place of a map: `mm` is RAS+; `slice_number` counts axial slices from the feet, from 1; `size_ml` is how
+    much body around it is above the map's level, None where it is below or the map has no level."""
 
     mm: tuple[float, float, float]
     slice_number: int
     side: str  # "right", "middle", "left" of the body
     front: str  # "front", "centre", "back"
     level: str  # "lower", "middle", "upper" third of the scan
+    size_ml: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A finding's answer. `probability`, `interval` and `verdict` are None where the checkpoint is not calibrated for it."""
+    """A finding's answer. `probability`, `interval`, `verdict` and its thresholds are None where the checkpoint is not
+    calibrated for it; `place` is None where the finding is absent; `auroc` is what was measured of it, None where nothing was.
+    """
 
     label: str
     score: float
     probability: float | None
     interval: tuple[float, float] | None
     verdict: str | None
-    place: Place
+    place: Place | None
+    absent_below: float | None = None
+    present_above: float | None = None
+    auroc: Mapping[str, float] | None = None
+
+    @property
+    def is_near_chance(self) -> bool:
+        return self.auroc is not None and self.auroc.get("low", self.auroc["value"]) < NEAR_CHANCE
 
     @property
     def order(self) -> float:
@@ -76,13 +91,16 @@ class Finding:
 class Analysis:
     """One pass of the model over a scan.
 
-    `cells` of `maps` is the token grid of the whole scan, `(D, H, W)` of tokens; `body` says which of them hold body.
+    `cells` of `maps` is the token grid of the whole scan, `(D, H, W)` of tokens; `body` says which of them lie in the body,
+    `inside` the same of finer cells. Where `judged` says that nothing is answered, there are no findings and no maps.
     """
 
     embedding: Tensor
     vision: Any
     inputs: Any
     body: Tensor
+    inside: Tensor
+    judged: Judged
     findings: tuple[Finding, ...] = ()
     seconds: float = 0.0
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -94,6 +112,26 @@ class Analysis:
     @property
     def num_bytes(self) -> int:
         return self.vision.dense_features.nbytes + sum(cells.nbytes for cells in self.maps.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a sentence gets: its cosine with the scan, how many of the `num_sentences` other sentences fit the scan better, in
+    what share of the reference scans it fits less well, its map and the map's strongest place; or the words in it that no
+    training report has, and nothing else."""
+
+    unknown: tuple[str, ...] = ()
+    similarity: float = 0.0
+    rank: int = 0
+    num_sentences: int = 0
+    better_than: float = 0.0
+    cells: Tensor | None = None
+    place: Place | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Among the best tenth of sentences, and better than in nine of ten reference scans."""
+        return not self.unknown and self.rank <= 0.1 * self.num_sentences and self.better_than >= 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +168,9 @@ class Analyser:
 
     def __init__(self, weights: Weights, gallery: Path | None = None) -> None:
         self.weights = weights
-        self.labels = tuple(weights.calibration) or DEFAULT_FINDINGS
+        known = weights.calibration
+        self.labels = tuple(label for label in known if known[label]["unsure_high"] < MAX_PRESENT) or DEFAULT_FINDINGS
+        self.not_asked = tuple(label for label in known if label not in self.labels)  # could never be "present"
         self.gallery = load_gallery(gallery, weights) if gallery is not None else []
         self._lock = threading.Lock()
         self._forward = on_zero_gpu(forward)
@@ -145,6 +185,12 @@ class Analyser:
         )
         return present - absent
 
+    @cached_property
+    def sentences(self) -> Tensor:
+        """`(sentences, e)`: what reports of the reference scans say."""
+        assert self.weights.gate is not None
+        return self.embed_texts(self.weights.gate.sentences)
+
     def prompts(self, label: str) -> tuple[str, str]:
         return sys.modules[type(self.weights.grade).__module__].finding_prompts(label)
 
@@ -153,6 +199,10 @@ class Analyser:
         tokens = self.weights.processor(text=list(texts))
         output = self.weights.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
         return torch.nn.functional.normalize(output.pooler_output, dim=-1).cpu()
+
+    @property
+    def map_top(self) -> float:
+        return 2.0 if self.weights.gate is None else self.weights.gate.map_top
 
     # ---- one scan ----
 
@@ -196,34 +246,56 @@ class Analyser:
     @torch.no_grad()
     def grade(self, vision: Any, inputs: Any) -> Analysis:
         """Findings, sorted, each with the strongest place of its map."""
-        pixels = inputs.pixel_values[0, :, 0]
-        grid = vision.dense_features.shape[2:5]
-        body = torch.nn.functional.adaptive_avg_pool3d(pixels, grid) > BODY_LEVEL
         (geometry,) = inputs.geometry
+        inside = find_inside(inputs.pixel_values[0, :, 0], geometry)
+        grid = vision.dense_features.shape[2:5]
+        whole = [n * crops for n, crops in zip(grid, geometry.crop_grid, strict=True)]
+        share = torch.nn.functional.adaptive_avg_pool3d(inside[None].float(), (whole[0], whole[1], whole[2]))[0]
+        body = share > BODY_SHARE * share.max()
+        body = body & join_crops(vision.dense_features[0].any(-1), geometry.crop_grid)  # patches of air are left out
         kept = SimpleNamespace(geometry=inputs.geometry, crop_grid=inputs["crop_grid"], crop_mask=inputs["crop_mask"])
         analysis = Analysis(
             embedding=torch.nn.functional.normalize(vision.pooler_output, dim=-1)[0],
             vision=vision,
             inputs=kept,
-            body=join_crops(body, geometry.crop_grid),
+            body=body,
+            inside=inside,
+            judged=self.judge(vision, body, geometry),
         )
+        if not analysis.judged.answers:
+            return analysis
         for label, cells in zip(self.labels, self.map_directions(analysis, self.directions), strict=True):
             analysis.maps[label] = cells
         grade = self.weights.grade
         answers = grade.postprocess(grade.keep(vision), list(self.labels))
-        findings = [
-            Finding(
-                label=answer["label"],
-                score=answer["score"],
-                probability=answer.get("probability"),
-                interval=tuple(answer["interval"]) if "interval" in answer else None,
-                verdict=answer.get("verdict"),
-                place=strongest_place(analysis, analysis.maps[answer["label"]]),
-            )
-            for answer in answers
-        ]
+        findings = [self.finding(answer, analysis) for answer in answers]
         analysis.findings = tuple(sorted(findings, key=lambda finding: -finding.order))
         return analysis
+
+    def judge(self, vision: Any, body: Tensor, geometry: Any) -> Judged:
+        """Whether questions about the scan are answered."""
+        if self.weights.gate is None:
+            return Judged(answers=False, reason="gate_unknown")
+        if body.sum() < 2:
+            return Judged(answers=False, reason="no_body")
+        return self.weights.gate.judge(scan_features(vision, split_crops(body, geometry.crop_grid)))
+
+    def finding(self, answer: dict[str, Any], analysis: Analysis) -> Finding:
+        label = answer["label"]
+        numbers = self.weights.calibration.get(label, {})
+        verdict = answer.get("verdict")
+        is_absent = verdict == "absent"
+        return Finding(
+            label=label,
+            score=answer["score"],
+            probability=answer.get("probability"),
+            interval=tuple(answer["interval"]) if "interval" in answer else None,
+            verdict=verdict,
+            place=None if is_absent else strongest_place(analysis, analysis.maps[label], self.map_level(label)),
+            absent_below=numbers.get("unsure_low"),
+            present_above=numbers.get("unsure_high"),
+            auroc=self.weights.metrics.get(f"zero_shot/{label}/auroc"),
+        )
 
     @torch.no_grad()
     def map_directions(self, analysis: Analysis, directions: Tensor) -> Tensor:
@@ -232,16 +304,41 @@ class Analyser:
         maps = model.get_text_maps(analysis.vision, inputs.crop_grid, inputs.crop_mask, directions)
         return torch.stack([join_crops(cells, analysis.geometry.crop_grid) for cells in maps[0].detach().float()])
 
-    def ask(self, analysis: Analysis, text: str) -> tuple[float, Tensor, Place]:
-        """Cosine of scan and text, the map of the text, and its strongest place."""
+    def ask(self, analysis: Analysis, text: str) -> Answer:
+        """What a sentence gets, compared with what reports of the reference scans say.
+
+        Raises:
+            UploadError: no text, too much of it, or a scan about which nothing is answered.
+        """
         text = " ".join(text.split())
         if not text:
             raise UploadError("error_no_text")
         if len(text) > 500:
             raise UploadError("error_long_text", f"{len(text)} > 500")
+        gate = self.weights.gate
+        if gate is None or not analysis.judged.answers:
+            raise UploadError("error_no_answers")
+        if unknown := gate.unknown_words(text):
+            return Answer(unknown=tuple(unknown))
         direction = self.embed_texts([text])
+        others = self.sentences[self.sentences @ direction[0] < 0.999]
+        ours, theirs = (standardise(texts, analysis.embedding, gate.embeddings) for texts in (direction, others))
         (cells,) = self.map_directions(analysis, direction)
-        return float(direction[0] @ analysis.embedding), cells, strongest_place(analysis, cells)
+        return Answer(
+            similarity=float(direction[0] @ analysis.embedding),
+            rank=1 + int((theirs > ours).sum()),
+            num_sentences=1 + len(others),
+            better_than=float((gate.embeddings @ direction[0] < direction[0] @ analysis.embedding).float().mean()),
+            cells=cells,
+            place=strongest_place(analysis, cells, self.map_level(None)),
+        )
+
+    def map_level(self, label: str | None) -> float:
+        """What one unit of a map's scale is: see `Gate.map_levels`; of a sentence, the middle of the findings' levels."""
+        levels = {} if self.weights.gate is None else self.weights.gate.map_levels
+        if label in levels:
+            return levels[label]
+        return float(np.median([*levels.values()])) if levels else 1.0
 
     def find_similar(self, analysis: Analysis, count: int = 4) -> list[Similar]:
         """The gallery's nearest scans by the cosine of their embeddings."""
@@ -275,7 +372,28 @@ def forward(model: Any, tensors: dict[str, Tensor]) -> Any:
         return type(vision)(**{name: value.cpu() for name, value in vision.items() if isinstance(value, Tensor)})
 
 
+def standardise(texts: Tensor, embedding: Tensor, reference: Tensor) -> Tensor:
+    """`(texts, e)` -> how far each text's cosine with a scan is above its mean over the reference scans, in their spreads."""
+    known = reference @ texts.t()  # (n, texts)
+    return (texts @ embedding - known.mean(0)) / known.std(0).clamp(min=1e-6)
+
+
 # ---- the token grid of a scan ----
+
+
+def find_inside(pixels: Tensor, geometry: Any) -> Tensor:
+    """Crops of pixel_values `(g, D, H, W)` -> which cells of the whole grid lie in the body."""
+    spacing = [float(np.linalg.norm(column)) for column in geometry.grid_affine[:3, :3].T]
+    factors = shrink_factors(tuple(pixels.shape[1:]), tuple(spacing))
+    pooled = torch.nn.functional.avg_pool3d(pixels[:, None].float(), factors)[:, 0]
+    return find_body(join_crops(pooled, geometry.crop_grid))
+
+
+def split_crops(cells: Tensor, crop_grid: Sequence[int]) -> Tensor:
+    """Cells of the scan `(D, H, W)` -> of its crops `(g, d, h, w)`: the way back of `join_crops`."""
+    for axis, count in enumerate(crop_grid):
+        cells = cells.unflatten(2 * axis, (count, -1))  # -> (gd, d, gh, h, gw, w)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def join_crops(cells: Tensor, crop_grid: Sequence[int], lead: int = 0) -> Tensor:
@@ -298,8 +416,24 @@ def cell_affine(geometry: Any, grid: Sequence[int]) -> np.ndarray:
     return geometry.grid_affine @ to_grid
 
 
-def strongest_place(analysis: Analysis, cells: Tensor) -> Place:
-    """Where the map is largest inside the body."""
+def relative_map(cells: Tensor, body: Tensor, level: float) -> Tensor:
+    """A map on the scale that all maps share: what a patch departs from the middle patch of the body, in units of `level`
+    (`Gate.map_levels`); 0 outside the body."""
+    middle = cells[body].median() if body.any() else cells.median()
+    return torch.where(body, (cells - middle) / level, 0.0)
+
+
+def size_around(analysis: Analysis, relative: Tensor, index: Sequence[int]) -> float | None:
+    """Millilitres of the connected patches above 1 of `relative_map` around one of them."""
+    if relative[tuple(index)] <= 1:
+        return None
+    pieces = label_pieces((relative > 1).numpy())
+    cell = abs(float(np.linalg.det(cell_affine(analysis.geometry, relative.shape)[:3, :3])))
+    return float((pieces == pieces[tuple(index)]).sum()) * cell / 1000
+
+
+def strongest_place(analysis: Analysis, cells: Tensor, level: float | None = None) -> Place:
+    """Where the map is largest inside the body; its size where the map has a level."""
     inside = torch.where(analysis.body, cells, -torch.inf) if analysis.body.any() else cells
     index = np.array(np.unravel_index(int(inside.argmax()), cells.shape))
     mm = cell_affine(analysis.geometry, cells.shape) @ [*index, 1.0]
@@ -319,6 +453,9 @@ def strongest_place(analysis: Analysis, cells: Tensor) -> Place:
         side=name(part[2], ("right", "middle", "left")),
         front=name(part[1], ("front", "centre", "back")),
         level=name(part[0], ("lower", "middle", "upper")),
+        size_ml=None
+        if level is None
+        else size_around(analysis, relative_map(cells, analysis.body, level), index.tolist()),
     )
 
 
@@ -375,10 +512,7 @@ def place_on(geometry: Any, shape: tuple[int, ...], affine: np.ndarray) -> Any:
 
 def lay_cells(cells: Tensor, geometry: Any, weights: Weights) -> np.ndarray:
     """A map over the token grid -> the voxels of `geometry`, through the processor's own way back."""
-    crops = cells
-    for axis, count in enumerate(geometry.crop_grid):
-        crops = crops.unflatten(2 * axis, (count, -1))  # -> (gd, d, gh, h, gw, w)
-    crops = crops.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # -> (g, d, h, w)
+    crops = split_crops(cells, geometry.crop_grid)
     (laid,) = weights.processor.to_patient_space(crops[None], SimpleNamespace(geometry=(geometry,)))
     return laid
 
@@ -413,6 +547,8 @@ def compare(prior: Sequence[Finding], current: Sequence[Finding]) -> list[Change
 def change_kind(prior: Finding, current: Finding) -> str:
     if prior.interval is None or current.interval is None:
         return "unclear"
+    if prior.verdict == current.verdict == "absent":
+        return "same"
     if {prior.verdict, current.verdict} == {"present", "absent"}:
         return "new" if current.verdict == "present" else "resolved"
     if current.interval[0] > prior.interval[1]:

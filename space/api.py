@@ -18,7 +18,7 @@ from gradio.processing_utils import ssrf_protected_download
 from gradio.utils import get_upload_folder
 
 from analysis import Finding, Place, compare
-from exports import NOTICE, scan_facts, write_map
+from exports import CaveatJson, GateJson, answer_facts, scan_facts, write_map
 from service import Service
 from uploads import UploadError
 
@@ -55,6 +55,7 @@ class PlaceJson(TypedDict):
     side: str
     front: str
     level: str
+    size_ml: float | None
 
 
 class FindingJson(TypedDict):
@@ -63,21 +64,30 @@ class FindingJson(TypedDict):
     probability: float | None
     interval: list[float] | None
     verdict: str | None
-    strongest_place: PlaceJson
+    absent_below: float | None
+    present_above: float | None
+    auroc: float | None
+    is_near_chance: bool
+    strongest_place: PlaceJson | None
 
 
-class FindingsJson(TypedDict):
-    notice: str
-    model: str
+class FindingsJson(CaveatJson):
     scan: ScanJson
+    not_asked: list[str]
     findings: list[FindingJson]
     seconds: float
 
 
-class QueryJson(TypedDict):
+class QueryJson(CaveatJson):
     text: str
-    similarity: float
-    strongest_place: PlaceJson
+    is_understood: bool
+    unknown_words: list[str]
+    fits: bool
+    similarity: float | None
+    rank: int | None
+    num_sentences: int | None
+    better_than_share_of_reference_scans: float | None
+    strongest_place: PlaceJson | None
 
 
 class SimilarJson(TypedDict):
@@ -86,8 +96,11 @@ class SimilarJson(TypedDict):
     report: str
 
 
-class EmbeddingJson(TypedDict):
-    model: str
+class SimilarsJson(CaveatJson):
+    scans: list[SimilarJson]
+
+
+class EmbeddingJson(CaveatJson):
     embedding: list[float]
 
 
@@ -98,8 +111,8 @@ class ChangeJson(TypedDict):
     current: FindingJson
 
 
-class CompareJson(TypedDict):
-    notice: str
+class CompareJson(CaveatJson):
+    prior_gate: GateJson
     embedding_cosine: float
     changes: list[ChangeJson]
 
@@ -140,15 +153,16 @@ def add_api(service: Service, limit: dict) -> None:
         """
         scan, analysis = service.open(paths_of(files), number_of(series))
         return {
-            "notice": NOTICE,
-            "model": service.weights.name,
+            **answer_facts(analysis, service.weights),
             "scan": scan_json(scan),
+            "not_asked": list(service.analyser.not_asked),
             "findings": [finding_json(finding) for finding in analysis.findings],
             "seconds": round(scan.read_seconds + analysis.seconds, 2),
         }
 
     def query(files: list[FileData], text: str, series: int = -1) -> QueryJson:
-        """How well an English sentence fits a CT scan (cosine), and where it fits best.
+        """Whether an English sentence fits a CT scan, compared with sentences of reports and with reference scans, and where it
+        fits best. A sentence with words that no training report has is not understood.
 
         Args:
             files: one zip of DICOM, several DICOM files, or one NIfTI, MHA or NRRD file.
@@ -156,8 +170,20 @@ def add_api(service: Service, limit: dict) -> None:
             series: which series where there are several, as inspect_scan numbers them.
         """
         _, analysis = service.open(paths_of(files), number_of(series))
-        similarity, _, place = service.analyser.ask(analysis, text)
-        return {"text": text, "similarity": similarity, "strongest_place": place_json(place)}
+        answer = service.analyser.ask(analysis, text)
+        understood = not answer.unknown
+        return {
+            **answer_facts(analysis, service.weights),
+            "text": text,
+            "is_understood": understood,
+            "unknown_words": list(answer.unknown),
+            "fits": answer.fits,
+            "similarity": answer.similarity if understood else None,
+            "rank": answer.rank if understood else None,
+            "num_sentences": answer.num_sentences if understood else None,
+            "better_than_share_of_reference_scans": answer.better_than if understood else None,
+            "strongest_place": place_json(answer.place),
+        }
 
     def heat_map(files: list[FileData], finding: str, series: int = -1) -> FileData:
         """Where a CT scan looks like a finding, or like any English sentence: NIfTI on the scan's own voxels.
@@ -170,7 +196,9 @@ def add_api(service: Service, limit: dict) -> None:
         scan, analysis = service.open(paths_of(files), number_of(series))
         cells = analysis.maps.get(finding)
         if cells is None:
-            _, cells, _ = service.analyser.ask(analysis, finding)
+            cells = service.analyser.ask(analysis, finding).cells
+        if cells is None:
+            raise UploadError("error_not_understood")
         path = write_map(scan, cells, service.weights, service.made)
         return FileData(path=path, orig_name="heat_map.nii.gz")
 
@@ -182,9 +210,9 @@ def add_api(service: Service, limit: dict) -> None:
             series: which series where there are several, as inspect_scan numbers them.
         """
         _, analysis = service.open(paths_of(files), number_of(series))
-        return {"model": service.weights.name, "embedding": analysis.embedding.tolist()}
+        return {**answer_facts(analysis, service.weights), "embedding": analysis.embedding.tolist()}
 
-    def similar_scans(files: list[FileData], count: int = 4, series: int = -1) -> list[SimilarJson]:
+    def similar_scans(files: list[FileData], count: int = 4, series: int = -1) -> SimilarsJson:
         """The synthetic scans of the Space's gallery that are nearest to a CT scan.
 
         Args:
@@ -194,19 +222,26 @@ def add_api(service: Service, limit: dict) -> None:
         """
         _, analysis = service.open(paths_of(files), number_of(series))
         near = service.analyser.find_similar(analysis, max(1, min(count, 50)))
-        return [{"similarity": s.similarity, "findings": list(s.findings), "report": s.report} for s in near]
+        return {
+            **answer_facts(analysis, service.weights),
+            "scans": [{"similarity": s.similarity, "findings": list(s.findings), "report": s.report} for s in near],
+        }
 
-    def compare_scans(prior: list[FileData], current: list[FileData]) -> CompareJson:
+    def compare_scans(
+        prior: list[FileData], current: list[FileData], prior_series: int = -1, series: int = -1
+    ) -> CompareJson:
         """What changed between two CT scans of a person: a finding is new, resolved, more or less likely, the same or unclear.
 
         Args:
             prior: the files of the earlier scan.
             current: the files of the later scan.
+            prior_series, series: which series of each where there are several, as inspect_scan numbers them.
         """
-        _, before = service.open(paths_of(prior))
-        _, after = service.open(paths_of(current))
+        _, before = service.open(paths_of(prior), number_of(prior_series))
+        _, after = service.open(paths_of(current), number_of(series))
         return {
-            "notice": NOTICE,
+            **answer_facts(after, service.weights),
+            "prior_gate": answer_facts(before, service.weights)["gate"],
             "embedding_cosine": float(before.embedding @ after.embedding),
             "changes": [
                 {
@@ -291,13 +326,16 @@ def scan_json(scan) -> ScanJson:
     return {name: facts[name] for name in ScanJson.__annotations__}  # type: ignore[return-value]
 
 
-def place_json(place: Place) -> PlaceJson:
+def place_json(place: Place | None) -> PlaceJson | None:
+    if place is None:
+        return None
     return {
         "mm": [round(value, 1) for value in place.mm],
         "slice_number": place.slice_number,
         "side": place.side,
         "front": place.front,
         "level": place.level,
+        "size_ml": place.size_ml,
     }
 
 
@@ -308,5 +346,9 @@ def finding_json(finding: Finding) -> FindingJson:
         "probability": finding.probability,
         "interval": None if finding.interval is None else list(finding.interval),
         "verdict": finding.verdict,
+        "absent_below": finding.absent_below,
+        "present_above": finding.present_above,
+        "auroc": None if finding.auroc is None else finding.auroc["value"],
+        "is_near_chance": finding.is_near_chance,
         "strongest_place": place_json(finding.place),
     }

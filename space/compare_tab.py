@@ -15,7 +15,7 @@ from api import paths_of
 from exports import write_overlay, write_view
 from service import Service
 from texts import name_finding, say
-from uploads import Scan
+from uploads import Scan, UploadError
 from views import WAIT_FOR_VIEWER, changes_table, viewer_state
 
 SHOW_BOTH = f"""async (prior, current) => {{
@@ -37,9 +37,10 @@ class Comparison:
 
     def shown(self, language: str) -> tuple[dict, dict, str]:
         """Both viewers at the largest change, and the table of changes."""
-        first = self.changes[0]
-        mm = stronger(first).place.mm if any(self.overlays) else None
-        name = name_finding(language, first.label)
+        first = self.changes[0] if self.changes else None
+        place = None if first is None or not any(self.overlays) else stronger(first).place
+        mm = None if place is None else place.mm
+        name = "" if first is None else name_finding(language, first.label)
         prior, current = (
             viewer_state(language, view, overlay, name, mm)
             for view, overlay in zip(self.views, self.overlays, strict=True)
@@ -85,12 +86,15 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
             )
             scans.append(scan)
             analyses.append(analysis)
+        for analysis in analyses:
+            if not analysis.judged.answers:
+                raise UploadError("error_no_answers")
         found = compare(analyses[0].findings, analyses[1].findings)
         comparison = Comparison(
             changes=found,
             cosine=float(analyses[0].embedding @ analyses[1].embedding),
             views=[write_view(scan, service.made) for scan in scans],
-            overlays=overlays_of(found[0], scans, analyses),
+            overlays=overlays_of(found[0], scans, analyses) if found else [None, None],
         )
         return comparison, *comparison.shown(tongue)
 
@@ -100,7 +104,8 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
         if change.kind not in ("same", "unclear"):
             which = int(stronger(change) is change.current)
             cells = analyses[which].maps[change.label]
-            overlays[which] = write_overlay(scans[which], cells, analyses[which], service.weights, service.made)
+            level, top = service.analyser.map_level(change.label), service.analyser.map_top
+            overlays[which] = write_overlay(scans[which], cells, level, top, service.weights, service.made)
         return overlays
 
     def compare_uploads(first, second, tongue, progress=gr.Progress()):  # noqa: B008 - how Gradio finds it

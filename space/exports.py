@@ -6,19 +6,18 @@ import json
 import secrets
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from analysis import Analysis, blocks_of, lay_cells, place_on, shrink
+from analysis import Analysis, blocks_of, lay_cells, place_on, relative_map, shrink
 from loading import Weights
+from texts import say
 from uploads import Scan
 
 VIEWER_VOXELS = 20_000_000  # 300 slices of 256 x 256
-TISSUE_HU = -300
 OVERLAY_VOXELS = 400_000  # about 4 mm; a map is no finer than the model's patches
 NOTICE = "Research only. Not for diagnosis or any decision about a patient."
 
@@ -49,50 +48,71 @@ def write_picture(picture: Any, made: Path) -> str:
     return str(path)
 
 
-def write_overlay(scan: Scan, cells: Tensor, analysis: Analysis, weights: Weights, made: Path) -> dict[str, Any]:
-    """A map as the viewer shows it: in the scan's own millimetres, on fewer voxels, nothing outside the body.
+def write_overlay(scan: Scan, cells: Tensor, level: float, top: float, weights: Weights, made: Path) -> dict[str, Any]:
+    """A map as the viewer shows it: in the scan's own millimetres, on fewer voxels, 0 outside the body.
+
+    All maps share the scale of `relative_map`: 1 is what 19 of 20 scans without the finding stay below everywhere.
 
     Returns:
-        `{"map": path, "low": from where it is drawn, "high": its strongest value}`.
+        `{"map": path, "low": 1, "high": top, "strongest": float}`.
     """
-    inside = cells[analysis.body] if analysis.body.any() else cells.flatten()
-    high, middle, low = float(inside.max()), float(inside.median()), float(inside.min())
+    analysis: Analysis = scan.analysis
+    relative = relative_map(cells, analysis.body, level)
     blocks = blocks_of(scan.volume, OVERLAY_VOXELS)
     placed = place_on(analysis.geometry, blocks.shape, blocks.affine)
-    laid = lay_cells(torch.where(analysis.body, cells, low), placed, weights)
-    laid[~lies_in_body(scan.volume.hu, blocks.factors, blocks.shape)] = low
+    laid = lay_cells(relative, placed, weights)
+    laid[lay_cells(analysis.inside.float(), placed, weights) < 0.5] = 0
     path = new_folder(made) / "map.nii.gz"
     type(scan.volume)(hu=laid.astype(np.float32), affine=blocks.affine).to_nifti(path)
-    return {"map": str(path), "low": middle + 0.35 * (high - middle), "high": max(high, middle + 1e-6)}
-
-
-def lies_in_body(hu: np.ndarray, factors: tuple[int, int, int], shape: tuple[int, int, int]) -> np.ndarray:
-    """`shape` truth values: tissue lies on both sides of a voxel and before and behind it, so that lungs count as body."""
-    depth, height, width = shape
-    sample = tuple(slice(f // 2, f // 2 + f * size, f) for f, size in zip(factors, shape, strict=True))
-    tissue = hu[sample][:depth, :height, :width] > TISSUE_HU
-    inside = np.ones(shape, bool)
-    for axis in (1, 2):
-        seen = np.logical_or.accumulate(tissue, axis)
-        seen_back = np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis), axis)
-        inside &= seen & seen_back
-    return inside
+    return {"map": str(path), "low": 1.0, "high": top, "strongest": float(relative.max())}
 
 
 # ---- for the user ----
+
+
+class GateJson(TypedDict):
+    answers: bool
+    reason: str
+    distance: float | None
+    threshold: float | None
+
+
+class CaveatJson(TypedDict):
+    notice: str
+    model: str
+    weights_sha256: str
+    trained_on: str
+    measured_on: str
+    gate: GateJson
+
+
+def answer_facts(analysis: Analysis, weights: Weights) -> CaveatJson:
+    """What stands in every result: the caveat, what the weights were trained on, and whether the scan is like that."""
+    judged = analysis.judged
+    return {
+        "notice": NOTICE,
+        "model": weights.name,
+        "weights_sha256": weights.digest,
+        "trained_on": weights.trained_on or "unknown",
+        "measured_on": weights.measured_on or "unknown",
+        "gate": {
+            "answers": judged.answers,
+            "reason": "" if judged.reason is None else say("en", judged.reason),
+            "distance": judged.distance,
+            "threshold": judged.threshold,
+        },
+    }
 
 
 def findings_json(scan: Scan, weights: Weights) -> dict[str, Any]:
     """Everything about a scan that is no picture, as plain JSON values."""
     analysis: Analysis = scan.analysis
     return {
-        "notice": NOTICE,
-        "model": weights.name,
-        "weights_sha256": weights.digest,
+        **answer_facts(analysis, weights),
         "scan": scan_facts(scan),
-        "findings": [asdict(finding) for finding in analysis.findings],
+        "findings": [asdict(finding) | {"is_near_chance": finding.is_near_chance} for finding in analysis.findings],
         "seconds": {"read": round(scan.read_seconds, 2), "analyse": round(analysis.seconds, 2)},
-        "units": "places in RAS+ mm; a score is the softmax over a present and an absent prompt",
+        "units": "places in RAS+ mm; a score is the logistic function of the difference between a present and an absent prompt",
     }
 
 
@@ -121,20 +141,46 @@ def write_findings(scan: Scan, weights: Weights, made: Path) -> tuple[str, str, 
     folder = new_folder(made)
     facts = findings_json(scan, weights)
     (folder / "findings.json").write_text(json.dumps(facts, indent=2) + "\n")
-    with (folder / "findings.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["finding", "probability", "low", "high", "answer", "score", "x_mm", "y_mm", "z_mm", "slice"])
-        for finding in scan.analysis.findings:
-            interval = finding.interval or ("", "")
-            answer = finding.verdict or "not calibrated"
-            numbers = [finding.probability if finding.probability is not None else "", *interval, answer, finding.score]
-            writer.writerow([finding.label, *numbers, *finding.place.mm, finding.place.slice_number])
+    write_csv(scan, weights, folder / "findings.csv")
     save_file(
         {"image_embeds": scan.analysis.embedding.contiguous()},
         folder / "embedding.safetensors",
-        metadata={"model": weights.name, "weights_sha256": weights.digest, "notice": NOTICE},
+        metadata={
+            name: json.dumps(value) if name == "gate" else value
+            for name, value in answer_facts(scan.analysis, weights).items()
+        },
     )
     return str(folder / "findings.json"), str(folder / "findings.csv"), str(folder / "embedding.safetensors")
+
+
+CSV_COLUMNS = (
+    *("finding", "probability", "low", "high", "answer", "absent_below", "present_above", "score", "auroc", "auroc_on"),
+    *("x_mm", "y_mm", "z_mm", "slice", "gate", "trained_on", "notice"),
+)
+
+
+def write_csv(scan: Scan, weights: Weights, path: Path) -> None:
+    """A row a finding; where nothing is answered, one row that says why. The caveat stands in every row: rows get copied."""
+    facts = answer_facts(scan.analysis, weights)
+    said = {"trained_on": facts["trained_on"], "notice": NOTICE}
+    said["gate"] = "answers" if facts["gate"]["answers"] else facts["gate"]["reason"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer.writeheader()
+        if not facts["gate"]["answers"]:
+            writer.writerow({"answer": "no answer", **said})
+        for finding in scan.analysis.findings:
+            row = {"finding": finding.label, "answer": finding.verdict or "not calibrated", "score": finding.score}
+            row |= {"absent_below": finding.absent_below, "present_above": finding.present_above}
+            if finding.probability is not None and finding.interval is not None:
+                low, high = finding.interval
+                row |= {"probability": finding.probability, "low": low, "high": high}
+            if finding.auroc is not None:
+                row |= {"auroc": finding.auroc["value"], "auroc_on": facts["measured_on"]}
+            if finding.place is not None:
+                x, y, z = finding.place.mm
+                row |= {"x_mm": x, "y_mm": y, "z_mm": z, "slice": finding.place.slice_number}
+            writer.writerow(row | said)
 
 
 def write_map(scan: Scan, cells: Tensor, weights: Weights, made: Path) -> str:

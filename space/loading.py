@@ -20,6 +20,8 @@ from transformers import AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import cached_file
 
+from gate import Gate, load_gate
+
 HERE = Path(__file__).parent
 REPOSITORY_CHECKPOINT = HERE.parent / "checkpoints" / "default"
 
@@ -51,6 +53,17 @@ class Weights:
     digest: str
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    gate: Gate | None = None
+
+    @property
+    def trained_on(self) -> str:
+        """What run.json says that the weights were trained on; empty where it says nothing."""
+        return str(self.run.get("data", ""))
+
+    @property
+    def measured_on(self) -> str:
+        """What the numbers beside a finding are measured on, in a word or two."""
+        return "phantoms" if "phantom" in self.trained_on else self.trained_on
 
     @property
     def calibration(self) -> dict[str, dict[str, float]]:
@@ -99,6 +112,7 @@ def load_weights(source: Source) -> Weights:
         digest=hash_file(find_file("model.safetensors", source)),
         metrics=read_json(find_file("metrics.json", source)),
         run=read_json(find_file("run.json", source)),
+        gate=load_gate(find_file("gate.safetensors", source)),
     )
 
 

@@ -17,7 +17,7 @@ from exports import write_findings, write_map, write_overlay, write_picture, wri
 from service import Service
 from texts import name_finding, say
 from uploads import Scan, Upload, UploadError
-from views import WAIT_FOR_VIEWER, answer_to, describe_series, findings_table, readout, similar_scans, viewer_state
+from views import WAIT_FOR_VIEWER, answer_to, describe_series, findings_panel, readout, similar_scans, viewer_state
 
 SHOW = f"async (state) => {{ {WAIT_FOR_VIEWER} await window.ctfmShow('viewer', state); }}"
 CHOOSE = """
@@ -40,7 +40,7 @@ class Pointed:
     name: str
     finding: str | None
     cells: Tensor
-    mm: tuple[float, float, float]
+    mm: tuple[float, float, float] | None
     overlay: dict
 
 
@@ -270,9 +270,9 @@ class ScanEvents:
         session = page.session
         scan = self.service.scan(session.key)
         analysis = self.service.analyser.analyse(scan, lambda share, stage: progress(share, desc=say(language, stage)))
-        first = analysis.findings[0]
-        if first.verdict != "absent":
-            self.point(session, first.label)
+        shown = [finding for finding in analysis.findings if not finding.is_near_chance]
+        if shown and shown[0].verdict != "absent":
+            self.point(session, shown[0].label)
         paths = write_findings(scan, self.service.weights, self.service.made)
         return page.unless_replaced(
             session,
@@ -290,8 +290,13 @@ class ScanEvents:
         if found is None:
             raise UploadError("error_no_such_finding")
         cells = analysis.maps[label]
-        overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.made)
-        session.pointed = Pointed(name=label, finding=label, cells=cells, mm=found.place.mm, overlay=overlay)
+        mm = None if found.place is None else found.place.mm
+        overlay = self.overlay(scan, cells, label)
+        session.pointed = Pointed(name=label, finding=label, cells=cells, mm=mm, overlay=overlay)
+
+    def overlay(self, scan: Scan, cells: Tensor, label: str | None) -> dict:
+        level, top = self.service.analyser.map_level(label), self.service.analyser.map_top
+        return write_overlay(scan, cells, level, top, self.service.weights, self.service.made)
 
     def choose(self, page: Page, language: str, event: gr.EventData) -> Any:
         """A finding was clicked."""
@@ -303,10 +308,13 @@ class ScanEvents:
         """A sentence: its similarity, and its map in the viewer."""
         session, name = page.session, " ".join(question.split())[:80]
         scan, analysis = self.service.analysed(session.key)
-        similarity, cells, place = self.service.analyser.ask(analysis, question)
-        overlay = write_overlay(scan, cells, analysis, self.service.weights, self.service.made)
-        session.pointed = Pointed(name=name, finding=None, cells=cells, mm=place.mm, overlay=overlay)
-        shown = answer_to(language, name, similarity, place)
+        answer = self.service.analyser.ask(analysis, question)
+        if answer.cells is not None and answer.place is not None and answer.fits:
+            overlay = self.overlay(scan, answer.cells, None)
+            session.pointed = Pointed(name=name, finding=None, cells=answer.cells, mm=answer.place.mm, overlay=overlay)
+        else:
+            session.pointed = None
+        shown = answer_to(language, name, answer)
         return page.unless_replaced(
             session, (shown, self.state(session, language), gr.update(value=None, interactive=False))
         )
@@ -343,7 +351,7 @@ class ScanEvents:
         chosen = None if session.pointed is None else session.pointed.finding
         near = self.service.analyser.find_similar(analysis)
         return (
-            findings_table(language, analysis.findings, self.service.weights, analysis.seconds, chosen),
+            findings_panel(language, analysis, self.service.weights, self.service.analyser.not_asked, chosen),
             similar_scans(language, near, len(self.service.analyser.gallery)),
         )
 

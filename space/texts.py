@@ -121,27 +121,74 @@ TEXTS: dict[str, tuple[str, str]] = {
     "score": ("Score, not calibrated", "Score, niet gekalibreerd"),
     "interval": ("95 % interval", "95 %-interval"),
     "answer": ("Answer", "Antwoord"),
-    "evidence": ("Evidence: strongest place", "Aanwijzing: sterkste plek"),
-    "measured": ("Measured AUROC", "Gemeten AUROC"),
+    "strongest": ("Strongest place", "Sterkste plek"),
+    "measured": ("AUROC {0}", "AUROC {0}"),
+    "on_phantoms": ("on phantoms", "op fantomen"),
+    "thresholds": ("absent below {0}, present from {1}", "afwezig onder {0}, aanwezig vanaf {1}"),
+    "all": ("all", "alle"),
+    "filter": ("Answers to show", "Welke antwoorden"),
+    "order": ("Sort by", "Sorteer op"),
+    "by_probability": ("probability", "kans"),
+    "by_name": ("name", "naam"),
+    "by_level": ("height in the scan", "hoogte in de scan"),
+    "near_chance": (
+        "Findings that the model hardly tells from chance ({0})",
+        "Bevindingen die het model nauwelijks van toeval onderscheidt ({0})",
+    ),
+    "near_chance_help": (
+        "The 95 % interval of their AUROC begins below 0.6. Take none of these answers for information.",
+        "Het 95 %-interval van hun AUROC begint onder 0,6. Geen van deze antwoorden is informatie.",
+    ),
+    "not_asked": (
+        "Not asked, because these weights could never answer “present”:",
+        "Niet gevraagd, omdat deze gewichten nooit “aanwezig” zouden kunnen antwoorden:",
+    ),
+    "truth": ("Known truth", "Bekende waarheid"),
+    "drawn": ("there", "wel"),
+    "not_drawn": ("not there", "niet"),
+    "model_right": ("the model is right", "het model heeft gelijk"),
+    "model_wrong": ("the model is wrong", "het model heeft ongelijk"),
+    "about": ("about", "ongeveer"),
+    # the gate
+    "no_answers": ("No answers about this scan", "Geen antwoorden over deze scan"),
+    "unlike_training": (
+        "The scan is unlike the scans that these weights were trained on: what an answer would be worth is not known.",
+        "De scan lijkt niet op de scans waarop deze gewichten zijn getraind: wat een antwoord waard zou zijn, is niet bekend.",
+    ),
+    "gate_unknown": (
+        "How like the training scans this one is was never measured for these weights (space/measure_gate.py measures it).",
+        "Hoe zeer deze scan op de trainingsscans lijkt, is voor deze gewichten nooit gemeten (space/measure_gate.py meet het).",
+    ),
+    "no_body": ("No body was found in the scan.", "In de scan is geen lichaam gevonden."),
+    "gate_distance": (
+        "Its features are {0} times as far from theirs as 19 of 20 such scans are.",
+        "De kenmerken liggen {0} keer zo ver van die scans als bij 19 van 20 zulke scans.",
+    ),
+    "still_there": (
+        "What was read, the viewer, the features and the embedding hold all the same.",
+        "Wat gelezen is, de viewer, de kenmerken en de embedding gelden wel.",
+    ),
+    "would_ask": ("Of a scan like those it asks for:", "Bij een scan die daarop lijkt, vraagt het naar:"),
+    "nothing": ("nothing", "niets"),
     "present": ("present", "aanwezig"),
     "absent": ("absent", "afwezig"),
     "not sure": ("not sure", "onzeker"),
     "not_calibrated": ("not calibrated", "niet gekalibreerd"),
     "show_map": ("Show the map of", "Toon de kaart van"),
     "findings_help": (
-        "Choose a finding: the viewer goes to its strongest place and shows its map. A map has its own scale, from nothing to "
-        "its strongest place; it says where, not whether.",
-        "Kies een bevinding: de viewer gaat naar de sterkste plek en toont de kaart. Een kaart heeft een eigen schaal, van "
-        "niets tot de sterkste plek; zij zegt waar, niet of.",
+        "Choose a finding: the viewer goes to its strongest place and shows its map. All maps share one scale: 1 is what 19 of "
+        "20 scans without the finding stay below everywhere.",
+        "Kies een bevinding: de viewer gaat naar de sterkste plek en toont de kaart. Alle kaarten hebben één schaal: 1 is waar "
+        "19 van 20 scans zonder de bevinding overal onder blijven.",
     ),
     "computed_in": ("computed in", "berekend in"),
     "slice": ("slice", "coupe"),
     "right": ("right", "rechts"),
     "middle": ("middle", "midden"),
     "left": ("left", "links"),
-    "front": ("front", "voor"),
-    "centre": ("centre", "midden"),
-    "back": ("back", "achter"),
+    "front": ("at the front", "voor"),
+    "centre": ("in the centre", "midden"),
+    "back": ("at the back", "achter"),
     "lower": ("lower third", "onderste derde"),
     "middle_level": ("middle third", "middelste derde"),
     "upper": ("upper third", "bovenste derde"),
@@ -151,8 +198,25 @@ TEXTS: dict[str, tuple[str, str]] = {
     "ask": ("Find it", "Zoek"),
     "similarity": ("Similarity (cosine)", "Gelijkenis (cosinus)"),
     "query_help": (
-        "A sentence's similarity is only comparable with that of another sentence on the same scan.",
-        "De gelijkenis van een zin is alleen te vergelijken met die van een andere zin op dezelfde scan.",
+        "The reference sentences are from reports of the training scans. A sentence that fits is no diagnosis.",
+        "De vergelijkingszinnen komen uit verslagen van de trainingsscans. Een zin die past, is geen diagnose.",
+    ),
+    "fits": ("fits this scan.", "past bij deze scan."),
+    "does_not_fit": (
+        "fits no better than sentences that have nothing to do with this scan.",
+        "past niet beter dan zinnen die niets met deze scan te maken hebben.",
+    ),
+    "rank": (
+        "It ranks {0} of {1} sentences, and fits better here than in {2} % of the reference scans.",
+        "Hij staat op plaats {0} van {1} zinnen, en past hier beter dan in {2} % van de vergelijkingsscans.",
+    ),
+    "not_understood": (
+        "not understood. No report in the training uses",
+        "niet begrepen. Geen verslag in de training gebruikt",
+    ),
+    "not_understood_help": (
+        "The model would place any sentence somewhere; of words that it never saw with a scan that means nothing.",
+        "Het model geeft iedere zin een plaats; bij woorden die het nooit bij een scan zag, betekent dat niets.",
     ),
     "similar": ("Similar scans", "Gelijkende scans"),
     "similar_help": (
@@ -219,6 +283,14 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Er is hier geen scan meer. Upload hem opnieuw.",
     ),
     "error_no_analysis": ("Analyse the scan first.", "Analyseer eerst de scan."),
+    "error_no_answers": (
+        "This scan is unlike the training scans: nothing is answered about it.",
+        "Deze scan lijkt niet op de trainingsscans: er wordt niets over geantwoord.",
+    ),
+    "error_not_understood": (
+        "The sentence has words that no report in the training uses.",
+        "De zin bevat woorden die geen verslag in de training gebruikt.",
+    ),
     "error_no_map": ("Choose a finding first.", "Kies eerst een bevinding."),
     "error_argument": (
         "A value of the call is of another type than its function takes:",

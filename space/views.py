@@ -1,11 +1,11 @@
 """Findings, facts and changes -> HTML. Every value of a file is escaped; a row that can be chosen is a button."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from analysis import Change, Finding, Place, Similar
+from analysis import Analysis, Answer, Change, Finding, Place, Similar
 from exports import scan_facts
 from loading import Weights
 from texts import name_finding, say
@@ -131,60 +131,166 @@ def describe_series(language: str, series: Series) -> str:
 def describe_place(language: str, place: Place) -> str:
     level = say(language, "middle_level" if place.level == "middle" else place.level)
     x, y, z = place.mm
-    where = f"{say(language, place.side)} · {say(language, place.front)} · {level}"
-    return f"{where}<br><small>{say(language, 'slice')} {place.slice_number}; {x:.0f}, {y:.0f}, {z:.0f} mm</small>"
+    where = f"{say(language, place.side)}, {say(language, place.front)}, {level}"
+    size = "" if place.size_ml is None else f"{say(language, 'about')} {place.size_ml:.2g} ml; "
+    return (
+        f"{where}<br><small>{size}{say(language, 'slice')} {place.slice_number}; {x:.0f}, {y:.0f}, {z:.0f} mm</small>"
+    )
+
+
+def findings_panel(
+    language: str,
+    analysis: Analysis,
+    weights: Weights,
+    not_asked: Sequence[str] = (),
+    chosen: str | None = None,
+    truth: Sequence[str] | None = None,
+) -> str:
+    """What is answered about a scan, or why nothing is; and, always, everything that is asked.
+
+    Args:
+        not_asked: findings that the checkpoint is calibrated for and could never call present.
+        chosen: the finding whose map is shown.
+        truth: what is known to be in an example.
+    """
+    if not analysis.judged.answers:
+        return refusal(language, analysis, weights)
+    shown = [finding for finding in analysis.findings if not finding.is_near_chance]
+    hidden = [finding for finding in analysis.findings if finding.is_near_chance]
+    took = f"{say(language, 'computed_in')} {analysis.seconds:.1f} s"
+    parts = [f"<h2>{say(language, 'findings')} <small>({took})</small></h2>", filters(language, shown)]
+    parts.append(findings_table(language, shown, weights, chosen, truth))
+    if hidden:
+        listed = findings_table(language, hidden, weights, chosen, truth)
+        title = say(language, "near_chance", len(hidden))
+        parts.append(
+            f"<details><summary>{title}</summary><p class=quiet>{say(language, 'near_chance_help')}</p>{listed}</details>"
+        )
+    if not_asked:
+        names = ", ".join(escape(name_finding(language, label)) for label in not_asked)
+        parts.append(f"<p class=quiet>{say(language, 'not_asked')} {names}.</p>")
+    parts.append(f"<p class=quiet>{say(language, 'findings_help')}</p>")
+    return "".join(parts)
+
+
+def refusal(language: str, analysis: Analysis, weights: Weights) -> str:
+    judged = analysis.judged
+    assert judged.reason is not None
+    how_far = ""
+    if judged.distance is not None and judged.threshold:
+        how_far = f" {say(language, 'gate_distance', f'{judged.distance / judged.threshold:.1f}')}"
+    asked = ", ".join(escape(name_finding(language, label)) for label in weights.calibration)
+    return (
+        f'<h2>{say(language, "findings")}</h2><div class="refused" role="status"><strong>{say(language, "no_answers")}</strong>'
+        f"<p>{say(language, judged.reason)}{how_far}</p><p>{say(language, 'still_there')}</p></div>"
+        f"<p class=quiet>{say(language, 'would_ask')} {asked or say(language, 'nothing')}.</p>"
+    )
+
+
+def filters(language: str, findings: Sequence[Finding]) -> str:
+    """Buttons that leave one kind of answer, and the order of the rows; static/viewer.js acts on them."""
+    kinds = [kind for kind in ("present", "not sure", "absent") if any(f.verdict == kind for f in findings)]
+    buttons = "".join(
+        f'<button type=button data-filter="{kind}" aria-pressed="{str(not kind).lower()}">'
+        f"{say(language, kind or 'all')}</button>"
+        for kind in ("", *kinds)
+    )
+    orders = ("probability", "name", "level")
+    options = "".join(f'<option value="{key}">{say(language, f"by_{key}")}</option>' for key in orders)
+    return (
+        f'<div class="filters"><span class="group" role="group" aria-label="{say(language, "filter")}">{buttons}</span>'
+        f"<label>{say(language, 'order')} <select data-order>{options}</select></label></div>"
+    )
 
 
 def findings_table(
-    language: str, findings: Sequence[Finding], weights: Weights, seconds: float, chosen: str | None = None
+    language: str,
+    findings: Sequence[Finding],
+    weights: Weights,
+    chosen: str | None = None,
+    truth: Sequence[str] | None = None,
 ) -> str:
     """A sorted table; the name of a finding is a button that carries `data-finding`."""
-    if not findings:
-        return ""
     calibrated = any(finding.probability is not None for finding in findings)
-    measured = any(f"zero_shot/{finding.label}/auroc" in weights.metrics for finding in findings)
-    heads = ["finding", "probability" if calibrated else "score"]
-    heads += ["interval"] if calibrated else []
-    heads += ["answer", "evidence"] + (["measured"] if measured else [])
+    heads = ["finding", "probability" if calibrated else "score", "answer"] + ([] if truth is None else ["truth"])
     head = "".join(f"<th scope=col>{say(language, key)}</th>" for key in heads)
-    rows = "".join(finding_row(language, f, weights, calibrated, measured, f.label == chosen) for f in findings)
-    took = f"{say(language, 'computed_in')} {seconds:.1f} s"
+    rows = "".join(finding_row(language, f, weights, f.label == chosen, truth) for f in findings)
     return (
-        f'<table class="findings"><caption>{say(language, "findings")} <small>({took})</small></caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p class=quiet>{say(language, 'findings_help')}</p>"
+        f'<table class="findings"><caption class="sr">{say(language, "findings")}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
-def finding_row(
-    language: str, finding: Finding, weights: Weights, calibrated: bool, measured: bool, is_chosen: bool
-) -> str:
+LEVELS = ("lower", "middle", "upper")
+
+
+def finding_row(language: str, finding: Finding, weights: Weights, is_chosen: bool, truth: Sequence[str] | None) -> str:
     name = name_finding(language, finding.label)
-    value = finding.order
-    shown = f"{value:.2f}" if finding.probability is None else show_share(value)  # a score is no probability
-    bar = f'<span class="bar" aria-hidden="true"><i style="width:{100 * value:.0f}%"></i></span> {shown}'
-    cells = [f"<td class=number>{bar}</td>"]
-    if calibrated:
-        low, high = finding.interval or (None, None)
-        cells.append(f'<td class=number data-label="{say(language, "interval")}">{show_interval(low, high)}</td>')
+    place = "" if finding.place is None else f"<br>{describe_place(language, finding.place)}"
+    measured = "" if finding.auroc is None else f"<br><small>{describe_auroc(language, finding.auroc, weights)}</small>"
+    button = (
+        f'<button type=button data-finding="{escape(finding.label)}" aria-pressed="{str(is_chosen).lower()}" '
+        f'aria-label="{say(language, "show_map")} {escape(name)}">{escape(name)}</button>'
+    )
     verdict = finding.verdict or "not_calibrated"
-    cells.append(f'<td><span class="verdict {verdict.replace(" ", "-")}">{say(language, verdict)}</span></td>')
-    cells.append(f"<td class=place>{describe_place(language, finding.place)}</td>")
-    if measured:
-        auroc = weights.metrics.get(f"zero_shot/{finding.label}/auroc")
-        shown = "" if auroc is None else show_metric(auroc)
-        cells.append(f'<td class=number data-label="{say(language, "measured")}">{shown}</td>')
+    badge = f'<span class="verdict {verdict.replace(" ", "-")}">{say(language, verdict)}</span>'
+    cells = [
+        f"<th scope=row>{button}{place}{measured}</th>",
+        f"<td class=number>{describe_probability(language, finding)}</td>",
+        f"<td>{badge}{describe_thresholds(language, finding)}</td>",
+    ]
+    if truth is not None:
+        cells.append(f"<td>{describe_truth(language, finding, truth)}</td>")
+    level = -1 if finding.place is None else LEVELS.index(finding.place.level)
     return (
-        f'<tr{" class=chosen" if is_chosen else ""}><th scope=row><button type=button data-finding="{escape(finding.label)}" '
-        f'aria-pressed="{str(is_chosen).lower()}" aria-label="{say(language, "show_map")} {escape(name)}">{escape(name)}'
-        f"</button></th>{''.join(cells)}</tr>"
+        f'<tr{" class=chosen" if is_chosen else ""} data-verdict="{escape(finding.verdict or "")}" '
+        f'data-probability="{finding.order:.4f}" data-name="{escape(name)}" data-level="{level}">{"".join(cells)}</tr>'
     )
 
 
-def show_share(value: float | None) -> str:
-    """0 and 100 % are never claimed."""
+def describe_probability(language: str, finding: Finding) -> str:
+    """The number, and a bar on which the band of "not sure" is marked."""
+    value = finding.order
+    if finding.probability is None or finding.interval is None:  # a score is no probability
+        return f"{value:.2f}"
+    band = ""
+    if finding.absent_below is not None and finding.present_above is not None:
+        low, high = 100 * finding.absent_below, 100 * finding.present_above
+        band = f'<b style="left:{low:.0f}%;width:{high - low:.0f}%"></b>'
+    shown = show_share(value, finding.absent_below, finding.present_above)
+    bar = f'<span class="bar" aria-hidden="true">{band}<i style="width:{100 * value:.0f}%"></i></span>'
+    return f"{bar} {shown}<br><small>{say(language, 'interval')} {show_interval(*finding.interval)}</small>"
+
+
+def describe_thresholds(language: str, finding: Finding) -> str:
+    if finding.absent_below is None or finding.present_above is None:
+        return ""
+    low, high = show_share(finding.absent_below), show_share(finding.present_above)
+    return f"<br><small>{say(language, 'thresholds', low, high)}</small>"
+
+
+def describe_auroc(language: str, auroc: Mapping[str, float], weights: Weights) -> str:
+    where = say(language, "on_phantoms") if weights.measured_on == "phantoms" else escape(weights.measured_on)
+    return f"{say(language, 'measured', where)} {show_metric(auroc)}"
+
+
+def describe_truth(language: str, finding: Finding, truth: Sequence[str]) -> str:
+    is_there = finding.label in truth
+    known = say(language, "drawn" if is_there else "not_drawn")
+    if finding.verdict not in ("present", "absent"):
+        return known
+    is_right = (finding.verdict == "present") == is_there
+    return f"{known}<br><small>{say(language, 'model_right' if is_right else 'model_wrong')}</small>"
+
+
+def show_share(value: float | None, *thresholds: float | None) -> str:
+    """In per cent, as fine as tells the value from the thresholds; 0 and 100 % are never claimed."""
     if value is None:
         return ""
-    return "&lt; 1 %" if value < 0.01 else "&gt; 99 %" if value > 0.99 else f"{100 * value:.0f} %"
+    if value < 0.01 or value > 0.99:
+        return "&lt; 1 %" if value < 0.01 else "&gt; 99 %"
+    is_close = any(t is not None and t != value and f"{100 * t:.0f}" == f"{100 * value:.0f}" for t in thresholds)
+    return f"{100 * value:.1f} %" if is_close else f"{100 * value:.0f} %"
 
 
 def show_interval(low: float | None, high: float | None) -> str:
@@ -192,15 +298,29 @@ def show_interval(low: float | None, high: float | None) -> str:
     return " – ".join(ends)
 
 
-def show_metric(metric: dict[str, Any]) -> str:
+def show_metric(metric: Mapping[str, float]) -> str:
     interval = f" <small>[{metric['low']:.2f} – {metric['high']:.2f}]</small>" if "low" in metric else ""
     return f"{metric['value']:.2f}{interval}"
 
 
-def answer_to(language: str, text: str, similarity: float, place: Place) -> str:
+def answer_to(language: str, text: str, answer: Answer) -> str:
+    if answer.unknown:
+        words = ", ".join(f"<q>{escape(word)}</q>" for word in answer.unknown)
+        return (
+            f'<p class="answer" role="status"><strong>{escape(text)}</strong>: {say(language, "not_understood")} {words}.</p>'
+            f"<p class=quiet>{say(language, 'not_understood_help')}</p>"
+        )
+    assert answer.place is not None
+    verdict = say(language, "fits" if answer.fits else "does_not_fit")
+    rank = say(language, "rank", answer.rank, answer.num_sentences, f"{100 * answer.better_than:.0f}")
+    place = (
+        f" {say(language, 'strongest')}: {describe_place(language, answer.place).replace('<br>', ', ')}."
+        if answer.fits
+        else ""
+    )
     return (
-        f'<p class="answer" role="status"><strong>{escape(text)}</strong>: {say(language, "similarity")} '
-        f"{similarity:+.3f}; {describe_place(language, place).replace('<br>', ', ')}</p>"
+        f'<p class="answer" role="status"><strong>{escape(text)}</strong>: {verdict} {rank}{place} '
+        f"<small>({say(language, 'similarity')} {answer.similarity:+.3f})</small></p>"
         f"<p class=quiet>{say(language, 'query_help')}</p>"
     )
 

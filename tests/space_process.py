@@ -16,6 +16,9 @@ from ctfm.benchmarks.space_process import start_space
 from ctfm.train.dicom_series import write_dicom_series
 from ctfm.train.gallery import GalleryConfig, index, write_examples
 
+from gate import Gate
+from loading import Source, load_weights
+from measure_gate import OpenAnalyser, encode
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -27,6 +30,18 @@ CALIBRATION = {
     "Lung nodule": UNSURE | {"intercept": -3.0, "unsure_low": 0.3, "unsure_high": 0.7},
     "Cardiomegaly": UNSURE | {"unsure_low": 0.01, "unsure_high": 0.99},
 }
+
+
+SENTENCES = (
+    *(
+        "Pleural effusion.",
+        "No pleural effusion.",
+        "Fluid in the right lung.",
+        "Lung nodule on the left.",
+        "Cardiomegaly.",
+    ),
+    *("No lung nodule.", "The lungs are clear.", "The heart is large.", "Consolidation of the left lower lobe."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +63,25 @@ def save_stand_in(folder: Path) -> Path:
     CTFMModel(CTFMConfig(**{**config.to_dict(), "calibration": CALIBRATION})).save_pretrained(folder)
     processor = CTFMProcessor(CTFMImageProcessor(crop_size=(16, 16, 16), spacing=(4.0, 4.0, 4.0)), tiny_tokenizer())
     processor.save_pretrained(folder)
+    save_gate(folder)
     return folder
+
+
+def save_gate(checkpoint: Path) -> None:
+    """A gate that lets every scan with a body through."""
+    weights = load_weights(Source(model=str(checkpoint)))
+    rows = [(phantom_volume(seed), {"Pleural effusion": str(seed % 2)}) for seed in range(8)]
+    measured = encode(OpenAnalyser(weights), rows)
+    Gate(
+        features=torch.stack(measured.features),
+        embeddings=torch.stack(measured.embeddings),
+        threshold=1e6,
+        map_levels=dict.fromkeys(CALIBRATION, 0.001),
+        map_top=4.0,
+        sentences=SENTENCES,
+        data="tests",
+        measured={},
+    ).save(checkpoint / "gate.safetensors")
 
 
 def copy_space(folder: Path, checkpoint: Path) -> Path:

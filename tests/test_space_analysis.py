@@ -1,5 +1,6 @@
 """What the Space computes equals what the package computes; maps and places lie where they belong."""
 
+import json
 import string
 import sys
 from collections.abc import Callable
@@ -26,13 +27,14 @@ from analysis import (
     shrink,
     strongest_place,
 )
-from exports import findings_json, lies_in_body, write_findings, write_map, write_overlay, write_view
+from exports import findings_json, write_findings, write_map, write_overlay, write_view
+from gate import load_gate
 from loading import Source, Weights, load_weights
 from tests.phantoms import phantom_volume
-from tests.space_process import CALIBRATION, save_stand_in
+from tests.space_process import CALIBRATION, SENTENCES, UNSURE, save_stand_in
 from texts import FINDINGS_NL, TEXTS
 from uploads import Scan, UploadError
-from views import findings_table, notice, readout, show_interval
+from views import answer_to, findings_panel, findings_table, notice, readout, show_interval, show_share
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -143,13 +145,12 @@ def test_the_downloaded_map_lies_on_the_scans_own_voxels(scan: Scan, weights: We
 def test_what_the_viewer_gets_lies_in_the_same_millimetres(scan: Scan, weights: Weights, tmp_path: Path) -> None:
     view = nibabel.load(write_view(scan, tmp_path)["scan"])
     np.testing.assert_allclose(view.affine, scan.volume.affine[:, [2, 1, 0, 3]], atol=1e-3)
-    overlay = write_overlay(scan, scan.analysis.maps["Lung nodule"], scan.analysis, weights, tmp_path)
+    overlay = write_overlay(scan, scan.analysis.maps["Lung nodule"], 1e-3, 4.0, weights, tmp_path)
     values = nibabel.load(overlay["map"]).get_fdata()
-    assert overlay["low"] < overlay["high"]
-    assert values.max() <= overlay["high"] + 1e-6
-    outside = ~lies_in_body(scan.volume.hu, (1, 1, 1), scan.volume.hu.shape).transpose(2, 1, 0)
-    assert (values[outside] < overlay["low"]).all()
-    assert outside.mean() > 0.2
+    assert (overlay["low"], overlay["high"]) == (1.0, 4.0)
+    assert values.max() <= overlay["strongest"] + 1e-6
+    air = scan.volume.hu.transpose(2, 1, 0) < -900
+    assert (values[:2, :, :][air[:2, :, :]] == 0).all()
 
 
 def test_downloads_hold_the_findings_and_the_embedding(scan: Scan, weights: Weights, tmp_path: Path) -> None:
@@ -162,15 +163,115 @@ def test_downloads_hold_the_findings_and_the_embedding(scan: Scan, weights: Weig
     assert findings_json(scan, weights)["weights_sha256"] == weights.digest != ""
 
 
-def test_a_question_is_answered_by_its_cosine_and_refused_when_empty_or_long(scan: Scan, weights: Weights) -> None:
+def test_a_sentence_is_compared_with_sentences_and_with_reference_scans(scan: Scan, weights: Weights) -> None:
     analyser = Analyser(weights)
-    similarity, cells, _ = analyser.ask(scan.analysis, " Pleural  effusion. ")
+    answer = analyser.ask(scan.analysis, " Pleural  effusion. ")
     text = analyser.embed_texts(["Pleural effusion."])[0]
-    assert similarity == pytest.approx(float(text @ scan.analysis.embedding), abs=1e-6)
-    assert cells.shape == scan.analysis.body.shape
+    assert answer.similarity == pytest.approx(float(text @ scan.analysis.embedding), abs=1e-6)
+    assert answer.cells is not None
+    assert answer.cells.shape == scan.analysis.body.shape
+    assert 1 <= answer.rank <= answer.num_sentences == len(SENTENCES)  # itself, and all others
+    reference = weights.gate.embeddings @ text
+    assert answer.better_than == pytest.approx(float((reference < answer.similarity).float().mean()))
+
+
+def test_a_sentence_of_words_that_no_report_has_is_not_understood(scan: Scan, weights: Weights) -> None:
+    answer = Analyser(weights).ask(scan.analysis, "A banana in the right lung")
+    assert answer.unknown == ("banana",)
+    assert answer.cells is None
+    assert "not understood" in answer_to("en", "A banana", answer)
+
+
+def test_a_question_is_refused_when_empty_or_long(scan: Scan, weights: Weights) -> None:
     for question, key in (("  ", "error_no_text"), ("a" * 501, "error_long_text")):
         with pytest.raises(UploadError, match=key):
-            analyser.ask(scan.analysis, question)
+            Analyser(weights).ask(scan.analysis, question)
+
+
+# ---- the gate ----
+
+
+def unlike(weights: Weights) -> Weights:
+    return replace(weights, gate=replace(weights.gate, threshold=0.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(unlike, "unlike_training"), (lambda w: replace(w, gate=None), "gate_unknown")]
+)
+def test_a_scan_unlike_the_training_scans_gets_no_answer_and_the_reason(
+    weights: Weights, tmp_path: Path, change: Callable[[Weights], Weights], reason: str
+) -> None:
+    gated = change(weights)
+    scan = Scan(key="unlike", volume=phantom_volume(), read_seconds=0.0)
+    analyser = Analyser(gated)
+    analysis = analyser.analyse(scan)
+    assert analysis.findings == ()
+    assert analysis.maps == {}
+    assert analysis.embedding.shape == (24,)
+    panel = findings_panel("en", analysis, gated)
+    assert TEXTS[reason][0] in panel
+    assert "%" not in panel
+    assert all(label in panel for label in CALIBRATION)
+    facts, table, _ = (Path(path).read_text(errors="replace") for path in write_findings(scan, gated, tmp_path))
+    assert json.loads(facts)["gate"]["answers"] is False
+    assert TEXTS[reason][0] in table
+    with pytest.raises(UploadError, match="error_no_answers"):
+        analyser.ask(analysis, "Pleural effusion.")
+
+
+def test_a_scan_like_the_reference_scans_is_answered(scan: Scan, weights: Weights) -> None:
+    judged = scan.analysis.judged
+    assert judged.answers
+    assert judged.distance < judged.threshold
+
+
+def test_the_gate_is_read_as_it_was_measured(weights: Weights, tmp_path: Path) -> None:
+    weights.gate.save(tmp_path / "gate.safetensors")
+    again = load_gate(tmp_path / "gate.safetensors")
+    assert again.sentences == weights.gate.sentences
+    assert torch.equal(again.features, weights.gate.features)
+    assert load_gate(None) is None
+
+
+# ---- numbers and answers agree ----
+
+
+def test_a_finding_that_could_never_be_present_is_not_asked(weights: Weights) -> None:
+    never = {"Ascites": UNSURE | {"unsure_low": 0.1, "unsure_high": 1.0}}
+    config = SimpleNamespace(calibration=CALIBRATION | never)
+    analyser = Analyser(replace(weights, model=SimpleNamespace(config=config)))
+    assert "Ascites" not in analyser.labels
+    assert analyser.not_asked == ("Ascites",)
+
+
+def test_a_finding_near_chance_is_behind_a_switch(scan: Scan, weights: Weights) -> None:
+    metrics = {"zero_shot/Lung nodule/auroc": {"value": 0.6, "low": 0.55, "high": 0.65}}
+    told = replace(weights, metrics=metrics, run={"data": "synthetic phantoms"})
+    again = Scan(key="told", volume=phantom_volume(), read_seconds=0.0)
+    panel = findings_panel("en", Analyser(told).analyse(again), told)
+    before, _, hidden = panel.partition("<details>")
+    assert "Lung nodule" not in before
+    assert "Lung nodule" in hidden
+    assert "AUROC on phantoms 0.60" in hidden
+
+
+def test_an_absent_finding_has_no_place(scan: Scan) -> None:
+    assert {f.verdict: f.place is None for f in scan.analysis.findings} == {
+        "present": False, "not sure": False, "absent": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "thresholds", "shown"),
+    [(0.1853, (0.1856, 0.9), "18.5 %"), (0.24, (0.09, 0.9), "24 %"), (0.004, (0.09,), "&lt; 1 %")],
+)
+def test_a_number_is_as_fine_as_tells_it_from_its_threshold(
+    value: float, thresholds: tuple[float, ...], shown: str
+) -> None:
+    assert show_share(value, *thresholds) == shown
+
+
+# ---- the pass ----
 
 
 def test_a_pass_that_takes_too_long_is_given_up(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +343,7 @@ def test_a_value_from_a_file_is_escaped_on_the_page(weights: Weights) -> None:
                 read_seconds=0.0)  # fmt: skip
     assert "<script>" not in readout("en", scan)
     row = Finding(label="<b>", score=0.5, probability=None, interval=None, verdict=None, place=PLACE)
-    assert "<b>" not in findings_table("en", [row], weights, 0.0)
+    assert "<b>" not in findings_table("en", [row], weights)
 
 
 def test_the_notice_says_what_the_record_of_the_weights_says_they_were_trained_on(weights: Weights) -> None:
@@ -255,7 +356,7 @@ def test_the_notice_says_what_the_record_of_the_weights_says_they_were_trained_o
 
 def test_without_a_calibration_a_score_is_no_probability(weights: Weights) -> None:
     row = Finding(label="Ascites", score=0.75, probability=None, interval=None, verdict=None, place=PLACE)
-    table = findings_table("en", [row], weights, 0.0)
+    table = findings_table("en", [row], weights)
     assert "not calibrated" in table
     assert "0.75" in table
     assert "75 %" not in table

@@ -66,7 +66,7 @@ LATE: dict[str, tuple[Callable[[ScanEvents, Page], Any], Any, str]] = {  # an ev
     "view": (lambda events, page: events.view(page, "en", say_nothing), scan_tab, "write_view"),
     "analyse": (lambda events, page: events.analyse(page, "en", say_nothing), scan_tab, "write_findings"),
     "choose": (lambda events, page: events.choose(page, "en", click("Cardiomegaly")), scan_tab, "write_overlay"),
-    "ask": (lambda events, page: events.ask("fluid", page, "en"), scan_tab, "write_overlay"),
+    "ask": (lambda events, page: events.ask("Fluid in the lung", page, "en"), Analyser, "ask"),
     "draw": (lambda events, page: events.draw(page, "en", say_nothing), Analyser, "draw_components"),
     "make_map": (lambda events, page: events.make_map(page, "en", say_nothing), scan_tab, "write_map"),
 }

@@ -126,7 +126,8 @@ def write_card(card: Path, package: Package, tag: str) -> None:
 
 def stage_model(package: Package, checkpoint: Path, tag: str) -> None:
     """The CT model: weights, configs, code, card, licence, protocols, and what it was trained and measured with."""
-    copy_files((*CHECKPOINT_FILES, "metrics.json", "run.json"), checkpoint, package.folder)
+    gate = ["gate.safetensors"] if (checkpoint / "gate.safetensors").is_file() else []  # space/measure_gate.py
+    copy_files((*CHECKPOINT_FILES, "metrics.json", "run.json", *gate), checkpoint, package.folder)
     write_model_code(package.folder, ROOT)
     copy_files(["LICENSE"], ROOT, package.folder)
     protocols = [path.relative_to(ROOT / "train").as_posix() for path in (ROOT / "train").glob("protocols/*.json")]
