@@ -53,8 +53,8 @@ shown: space/gallery/gallery.json viewer
 viewer: setup
 	$(BIN)/python space/fetch_viewer.py
 
-space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors train/gallery.py | setup
-	$(BIN)/python -m ctfm.train.gallery --checkpoint $(CHECKPOINT)
+space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors phantom/gallery.py | setup
+	$(BIN)/python -m ctfm.phantom.gallery --checkpoint $(CHECKPOINT)
 
 test: viewer
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/test_space_browser.py
@@ -72,14 +72,14 @@ lint: setup
 	$(BIN)/pyright
 
 code: setup
-	$(BIN)/python -m ctfm.train.code_files
+	$(BIN)/python -m ctfm.release.code_files
 
 # A pretraining from end to end, which may be killed and started again: scans, shards, self-supervision, label maps and alignment
 # (recipe "demo"), metrics, the folder of the checkpoint, and a process without this package that loads what was exported.
 TRAIN_DEMO ?= runs/train_demo
 TRAIN_DEMO_SCANS ?= --num-train 128 --num-validation 48 --num-test 64 --shape 64 96 96 --num-workers 2
 $(TRAIN_DEMO)/phantoms/table.csv: | setup
-	$(BIN)/python -m ctfm.train.phantom_dataset $(TRAIN_DEMO)/phantoms $(TRAIN_DEMO_SCANS)
+	$(BIN)/python -m ctfm.phantom.dataset $(TRAIN_DEMO)/phantoms $(TRAIN_DEMO_SCANS)
 
 $(TRAIN_DEMO)/prepared/fingerprint.json: $(TRAIN_DEMO)/phantoms/table.csv
 	$(BIN)/python -m ctfm.train.prepare csv $< $(TRAIN_DEMO)/prepared --num-workers 2
@@ -88,24 +88,24 @@ $(TRAIN_DEMO)/run/finished: $(TRAIN_DEMO)/prepared/fingerprint.json
 	$(BIN)/python -m ctfm.train.pretrain demo --out $(TRAIN_DEMO)/run --data $(TRAIN_DEMO)/prepared
 
 train-demo: $(TRAIN_DEMO)/run/finished
-	$(BIN)/python -m ctfm.train.evaluate $(TRAIN_DEMO)/run/exported --data $(TRAIN_DEMO)/prepared \
+	$(BIN)/python -m ctfm.evaluate.evaluate $(TRAIN_DEMO)/run/exported --data $(TRAIN_DEMO)/prepared \
 		--out $(TRAIN_DEMO)/evaluated --random
-	$(BIN)/python -m ctfm.train.record $(TRAIN_DEMO)/run $(TRAIN_DEMO)/checkpoint
+	$(BIN)/python -m ctfm.release.record $(TRAIN_DEMO)/run $(TRAIN_DEMO)/checkpoint
 	mkdir -p $(TRAIN_DEMO)/loaded
-	$(BIN)/python -I train/load_check.py $(TRAIN_DEMO)/run/exported main \
+	$(BIN)/python -I release/load_check.py $(TRAIN_DEMO)/run/exported main \
 		$(TRAIN_DEMO)/phantoms/test/1000000.mha $(TRAIN_DEMO)/loaded
 	@echo "Checkpoint: $(TRAIN_DEMO)/run/exported. Metrics: $(TRAIN_DEMO)/evaluated/metrics.json. It proves that the machinery runs."
 
 # Phantoms come from their seeds, so these are the scans that checkpoints/default was trained and measured on.
 TEXT_TOWER := sentence-transformers/all-MiniLM-L6-v2
-DRAW := $(BIN)/python -m ctfm.train.phantom_dataset --shape 96 144 144 --num-workers 2
+DRAW := $(BIN)/python -m ctfm.phantom.dataset --shape 96 144 144 --num-workers 2
 PREPARE := $(BIN)/python -m ctfm.train.prepare csv --num-workers 2
 checkpoint: setup
 	$(DRAW) runs/train --num-train 2200 --num-test 0
 	$(PREPARE) runs/train/table.csv runs/train_prepared
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.pretrain embedded \
 		--out runs/embedded --data runs/train_prepared --num-workers 1 --recipe.text-start $(TEXT_TOWER)
-	$(BIN)/python -m ctfm.train.record runs/embedded $(CHECKPOINT)
+	$(BIN)/python -m ctfm.release.record runs/embedded $(CHECKPOINT)
 	$(BIN)/python -m ctfm.train.checkpoint runs/embedded/checkpoints/segmentation-0003000 runs/without_alignment
 	$(BIN)/python -m ctfm.train.pretrain phantoms --out runs/phantoms --data runs/train_prepared
 	$(BIN)/python -m ctfm.train.checkpoint runs/phantoms/checkpoints/self_supervision-0000400 runs/self_supervision
@@ -117,7 +117,7 @@ checkpoint: setup
 		--baseline without_alignment=runs/without_alignment --baseline self_supervision=runs/self_supervision"
 	cp runs/evaluated/metrics.json $(CHECKPOINT)
 	$(MAKE) --no-print-directory gate
-	$(BIN)/python -m ctfm.train.card
+	$(BIN)/python -m ctfm.release.card
 
 # What the Space's gate compares a scan with: needs to be measured again whenever the weights change.
 gate: setup
@@ -128,7 +128,7 @@ gate: setup
 evaluate: setup
 	$(DRAW) runs/test --num-train 500 --num-validation 300 --num-test 1000
 	$(PREPARE) runs/test/table.csv runs/test_prepared
-	$(BIN)/python -m ctfm.train.evaluate $(CHECKPOINT) --data runs/test_prepared --out runs/evaluated \
+	$(BIN)/python -m ctfm.evaluate.evaluate $(CHECKPOINT) --data runs/test_prepared --out runs/evaluated \
 		--random --histogram $(BASELINES) --num-workers 2 --failures docs/failures.png $(CALIBRATE)
 
 clean:

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    from .scan_ctfm import AmbiguousSeriesError, VolumeError
+    from .volume_scan_ctfm import AmbiguousSeriesError, VolumeError
 
     try:
         if options.command == "inspect":

@@ -187,7 +187,7 @@ class CTFMConfig(PreTrainedConfig):
             checkpoint then holds trained weights for findings of scans and for structures of voxels.
         decoder_stride: 1 segments at the crop's resolution, 2 at half of it, for an eighth of the work.
         logit_scale_init_value, logit_bias_init_value: of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343).
-        calibration: what turns similarity into probability, for every finding that was calibrated; `train/evaluate.py`
+        calibration: what turns similarity into probability, for every finding that was calibrated; `evaluate/evaluate.py`
             fits it to scans of a split of their own. With x the logit of the present prompt minus that of the absent one,
             the probability is sigmoid(`slope` * x + `intercept`); `slope_variance`, `intercept_variance` and `covariance`
             give its interval; between `unsure_low` and `unsure_high` the answer is "not sure".

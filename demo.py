@@ -79,8 +79,8 @@ def timed(stages: dict[str, float], name: str) -> Iterator[None]:
 
 
 def write_phantom(folder: Path) -> None:
-    from .train.dicom_series import write_dicom_series
-    from .train.phantom import make_phantom
+    from .phantom.dicom_series import write_dicom_series
+    from .phantom.make import make_phantom
 
     phantom = make_phantom(4, shape=(100, 200, 200), findings=["Pleural effusion", "Lung nodule", "Cardiomegaly"])
     write_dicom_series(phantom.hu.numpy(), phantom.affine, folder)

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from . import CTFMImageProcessor, CTFMModel, CTFMVisionConfig, CTFMVisionModel, VolumeError
-from .studies_ctfm import find_scans
+from .volume_studies_ctfm import find_scans
 from .weights import load_complete
 
 UNTRAINED = "untrained"

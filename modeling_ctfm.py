@@ -2,7 +2,7 @@
 
 A scan arrives as a grid of crops. The local transformer turns every crop into patch tokens; the class token beside the
 mean of the patch tokens is the crop's descriptor; the global transformer mixes the descriptors of a whole scan. The design
-is that of SPECTRE (Claessens et al. 2025, arXiv:2511.17209); `train/convert_spectre.py` brings its weights here.
+is that of SPECTRE (Claessens et al. 2025, arXiv:2511.17209); `release/convert_spectre.py` brings its weights here.
 
 Shapes: `b` batch, `g` crops in a scan, `c` channels, `D H W` voxels of a crop, `d h w` its token grid, `n = d*h*w`,
 `p` prefix tokens (class, registers), `t` descriptors of a crop, `k` heads, `e` hidden size. Three axes are always ordered

@@ -32,8 +32,8 @@ import pyarrow as pa
 import SimpleITK
 import torch
 from ctfm import read_volume
+from ctfm.phantom.make import make_phantom
 from ctfm.train.data import SamplingConfig, Schedule, SourceConfig
-from ctfm.train.phantom import make_phantom
 from ctfm.train.prepare import PrepareConfig, prepare
 from ctfm.train.shards import BLOCK, MANIFEST_SCHEMA, Manifest
 from ctfm.volume_ctfm import Volume

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ctfm.phantom.dataset import write_mha
+from ctfm.phantom.make import FINDING_NAMES, make_phantom
 from ctfm.train import pretrain as loop
 from ctfm.train.build import Task, build_task
 from ctfm.train.data import CropDataset, ScanDataset, collate_crops, stay
 from ctfm.train.monitor import Monitor
-from ctfm.train.phantom import FINDING_NAMES, make_phantom
-from ctfm.train.phantom_dataset import write_mha
 from ctfm.train.prepare import PrepareConfig, prepare
 from ctfm.train.recipes import Recipe, SelfSupervisionPhase, large
 from torch.utils.data import DataLoader

@@ -62,7 +62,7 @@ def main() -> None:
 
 def write_scan(folder: Path, num_slices: int, size: int) -> None:
     """A noisy body in air as a series, 1 mm apart, and a deflated zip of it."""
-    from ctfm.train.dicom_series import write_dicom_series
+    from ctfm.phantom.dicom_series import write_dicom_series
 
     noise = np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size] / size - 0.5

@@ -24,8 +24,8 @@ from typing import Any
 
 import httpx
 from ctfm.benchmarks.space_process import start_space
-from ctfm.train.dicom_series import write_dicom_series
-from ctfm.train.phantom import make_phantom
+from ctfm.phantom.dicom_series import write_dicom_series
+from ctfm.phantom.make import make_phantom
 from gradio_client import Client, handle_file
 
 ROOT = Path(__file__).parent.parent

@@ -19,8 +19,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
+from ..phantom.dicom_series import write_dicom_series
 from ..reporting.documents import DocumentError, read_document
-from ..train.dicom_series import write_dicom_series
 from ..volume_ctfm import Volume, VolumeError, list_series, read_volume
 
 SHAPE = (4, 12, 10)

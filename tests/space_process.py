@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel, CTFMProcessor
 from ctfm.benchmarks.space_process import start_space
-from ctfm.train.dicom_series import write_dicom_series
-from ctfm.train.gallery import GalleryConfig, index, write_examples
+from ctfm.phantom.dicom_series import write_dicom_series
+from ctfm.phantom.gallery import GalleryConfig, index, write_examples
 
 from gate import Gate
 from loading import Source, load_weights

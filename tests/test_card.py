@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ctfm.train.card import LEAST_AUROC, CardError, fill_card, find_pictures
+from ctfm.release.card import LEAST_AUROC, CardError, fill_card, find_pictures
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = ("model-index", "results", "methods", "findings", "failures", "details", "real scans", "compute")
@@ -100,7 +100,7 @@ def test_a_card_without_a_block_is_refused(block: str) -> None:
 
 
 def test_metrics_without_findings_are_refused() -> None:
-    with pytest.raises(CardError, match=r"ctfm\.train\.evaluate"):
+    with pytest.raises(CardError, match=r"ctfm\.evaluate\.evaluate"):
         fill_card(CARD, {"calibration/ece": measured(0.1)}, RUN)
 
 

@@ -16,8 +16,9 @@ import torch
 from ctfm import CTFMModel, CTFMVisionModel
 from ctfm.image_processing_ctfm import CTFMImageProcessor
 from ctfm.modeling_ctfm import pool_text
-from ctfm.train import convert_spectre
-from ctfm.train.convert_spectre import (
+from ctfm.phantom.dicom_series import write_dicom_series
+from ctfm.release import convert_spectre
+from ctfm.release.convert_spectre import (
     ConversionError,
     Part,
     SpectreFiles,
@@ -27,7 +28,6 @@ from ctfm.train.convert_spectre import (
     merge_lora,
     save,
 )
-from ctfm.train.dicom_series import write_dicom_series
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -314,7 +314,7 @@ def test_lora_is_merged_at_alpha_over_rank() -> None:
 def test_command_line_writes_a_folder_with_a_card_whose_snippet_runs(
     published: SpectreFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-m", "ctfm.train.convert_spectre", "--backbone", published.backbone]
+    command = [sys.executable, "-m", "ctfm.release.convert_spectre", "--backbone", published.backbone]
     command += ["--combiner", str(published.combiner), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,10 @@ from ctfm.requirements_ctfm import TRANSFORMERS
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # folder -> the extras that whoever runs it has
     ".": ("io",),
+    "phantom": ("io", "train"),
     "train": ("io", "train"),
+    "evaluate": ("io", "train"),
+    "release": ("io", "train"),
     "reporting": ("reporting", "train"),
     "space": ("io", "space"),
     "benchmarks": ("io", "train", "reporting", "space", "quantization", "dev"),
@@ -91,13 +94,13 @@ def test_the_transformers_that_code_from_the_hub_asks_for_is_that_of_the_package
     assert TRANSFORMERS in project["dependencies"]
 
 
-@pytest.mark.parametrize(("program", "package"), [("pretrain", "tyro"), ("learning", "matplotlib")])
+@pytest.mark.parametrize(("program", "package"), [("train.pretrain", "tyro"), ("evaluate.learning", "matplotlib")])
 def test_a_program_without_the_extra_names_the_command_that_installs_it(
     program: str, package: str, tmp_path: Path
 ) -> None:
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no {package}', name='{package}')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", f"ctfm.train.{program}", "--help"]
+    command = [sys.executable, "-m", f"ctfm.{program}", "--help"]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith(f'ctfm: "{package}" is not installed.')

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ctfm.train.dicom_series import write_dicom_series
+from ctfm.phantom.dicom_series import write_dicom_series
 
 from tests.phantoms import canonical_affine, phantom_hu
 
@@ -125,7 +125,7 @@ def test_nobody_is_told_to_install_the_package_from_an_index() -> None:
 
 EXAMPLES = sorted(
     file.relative_to(ROOT).with_suffix("")
-    for folder in (".", "train", "reporting")
+    for folder in (".", "phantom", "train", "evaluate", "release", "reporting")
     for file in (ROOT / folder).glob("*.py")
     if ">>> " in file.read_text()
 )
@@ -143,7 +143,7 @@ def test_links_and_files_spoken_of_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
-    for name in re.findall(r"`((?:train/)?\w+_ctfm\.py|(?:train|tests)/\w+\.py)`", text):
+    for name in re.findall(r"`(\w+_ctfm\.py|(?:phantom|train|evaluate|release|tests)/\w+\.py)`", text):
         assert (ROOT / name).is_file() or "recipes" in name, name
 
 

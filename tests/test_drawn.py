@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from ctfm import CTFMImageProcessor, Volume
+from ctfm.phantom.dataset import label
+from ctfm.phantom.make import Phantom, make_phantom
 from ctfm.train.drawn import (
     FINDING_STEP,
     FINDINGS,
@@ -18,8 +20,6 @@ from ctfm.train.drawn import (
     find_occupied,
     finding_codes,
 )
-from ctfm.train.phantom import Phantom, make_phantom
-from ctfm.train.phantom_dataset import label
 
 PROCESSOR = CTFMImageProcessor(crop_size=(16, 24, 24), spacing=(6.0, 5.0, 5.0), intensity_window=(-1024.0, 3071.0))
 

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 from ctfm import CTFMConfig, CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMImageProcessor, CTFMModel
+from ctfm.evaluate import evaluate as page
+from ctfm.evaluate import features as encoding
+from ctfm.evaluate import probe as probing
+from ctfm.evaluate.cases import find_population, find_sides, label_table, read_case, read_label_map, report_part
+from ctfm.evaluate.evaluate import Evaluation, calibrate, evaluate, keep_first_of_equal, probabilities_of
+from ctfm.evaluate.features import Pointer
+from ctfm.evaluate.metrics import FindingTable
+from ctfm.evaluate.protocol import PAIR, PROTOCOLS, finding_directions, load_protocol, say
+from ctfm.evaluate.real_scans import main as look_at_real_scans
+from ctfm.phantom.dataset import PhantomDataset, write_dataset
+from ctfm.phantom.make import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, make_phantom
 from ctfm.pipeline_ctfm import calibrate as calibrate_one
 from ctfm.pipeline_ctfm import finding_prompts
 from ctfm.processing_ctfm import CTFMProcessor
-from ctfm.train import evaluate as page
-from ctfm.train import features as encoding
-from ctfm.train import probe as probing
-from ctfm.train.cases import find_population, find_sides, label_table, read_case, read_label_map, report_part
-from ctfm.train.evaluate import Evaluation, calibrate, evaluate, keep_first_of_equal, probabilities_of
-from ctfm.train.features import Pointer
 from ctfm.train.layouts import read_table
-from ctfm.train.metrics import FindingTable
-from ctfm.train.phantom import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, make_phantom
-from ctfm.train.phantom_dataset import PhantomDataset, write_dataset
 from ctfm.train.prepare import main as prepare
-from ctfm.train.protocol import PAIR, PROTOCOLS, finding_directions, load_protocol, say
-from ctfm.train.real_scans import main as look_at_real_scans
 from ctfm.train.shards import Manifest
 from safetensors import safe_open
 from safetensors.numpy import save_file

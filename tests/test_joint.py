@@ -7,10 +7,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMModel
+from ctfm.phantom.make import Phantom, make_phantom
 from ctfm.train import pretrain as program
 from ctfm.train.drawn import FINDINGS, STRUCTURES
 from ctfm.train.joint import JointConfig, JointObjective, find_codes
-from ctfm.train.phantom import Phantom, make_phantom
 from ctfm.train.pretrain import Run, pretrain
 from ctfm.train.recipes import JointPhase, OptimizerConfig, Recipe, ReportConfig
 

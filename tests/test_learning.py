@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from ctfm.train import learning
+from ctfm.evaluate import learning
+from ctfm.evaluate.metrics import FindingTable
+from ctfm.evaluate.probe import ProbeSet
 from ctfm.train import pretrain as loop
-from ctfm.train.metrics import FindingTable
-from ctfm.train.probe import ProbeSet
 from PIL import Image
 
 from tests.tiny_training import tiny_data, tiny_recipe

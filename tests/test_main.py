@@ -22,7 +22,7 @@ from ctfm import (
 )
 from ctfm.__main__ import SPACINGS, main
 from ctfm.image_processing_ctfm import SPACING_PRESETS
-from ctfm.train.dicom_series import write_dicom_series
+from ctfm.phantom.dicom_series import write_dicom_series
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ctfm.train.metrics import (
+from ctfm.evaluate.metrics import (
     FindingTable,
     Metric,
     auroc,

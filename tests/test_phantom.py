@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from ctfm.train.phantom import (
+from ctfm.phantom.body import ORGAN_ID
+from ctfm.phantom.make import (
     CT_RATE_NAMES,
     FINDING_ID,
     FINDING_NAMES,
@@ -18,8 +19,7 @@ from ctfm.train.phantom import (
     PhantomRanges,
     make_phantom,
 )
-from ctfm.train.phantom_body import ORGAN_ID
-from ctfm.train.phantom_patient import sample_acquisition, sample_findings, sample_patient
+from ctfm.phantom.patient import sample_acquisition, sample_findings, sample_patient
 
 SMALL = (40, 56, 56)
 # Findings without a middle that lies inside them: sheets, shells and scattered pieces.

@@ -5,10 +5,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from ctfm.train.phantom_patient import FINDING_NAMES, TRAIN_RANGES, sample_acquisition, sample_patient
-from ctfm.train.phantom_report import Report, Speaker, Wording, affirm, affirm_all, deny, write_report
-from ctfm.train.phantom_scene import Finding, describe
-from ctfm.train.phantom_wording import WORDS
+from ctfm.phantom.patient import FINDING_NAMES, TRAIN_RANGES, sample_acquisition, sample_patient
+from ctfm.phantom.report import Report, Speaker, Wording, affirm, affirm_all, deny, write_report
+from ctfm.phantom.scene import Finding, describe
+from ctfm.phantom.wording import WORDS
 
 WORDINGS: tuple[Wording, ...] = ("train", "held_out")
 NEGATIONS = re.compile(

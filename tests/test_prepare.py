@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ctfm import read_volume
+from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.train import prepare as preparing
-from ctfm.train.dicom_series import write_dicom_series
 from ctfm.train.layouts import StatedFacts, find_csv, find_ct_rate, find_inspect, find_merlin, find_nlst
 from ctfm.train.prepare import PrepareConfig, choose_sources, main, prepare, settle_spacing, settle_values
 from ctfm.train.shards import Manifest, ShardWriter, decode_block, encode_block, open_shard

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 import torch
 from ctfm import CTFMImageProcessor, CTFMVisionModel
-from ctfm.train import probe as probing
-from ctfm.train.frozen import knn_scores, linear_scores
-from ctfm.train.metrics import FindingTable, macro_auroc
+from ctfm.evaluate import probe as probing
+from ctfm.evaluate.frozen import knn_scores, linear_scores
+from ctfm.evaluate.metrics import FindingTable, macro_auroc
 from ctfm.train.shards import MANIFEST_SCHEMA, Manifest
 
 from tests.tiny import tiny_config

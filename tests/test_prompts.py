@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ctfm.phantom.dataset import COLUMNS, SIDED_NAMES, label
+from ctfm.phantom.make import make_phantom
 from ctfm.train.descriptors import DescriptorSample
 from ctfm.train.labels import draw_parts, tabulate, tabulate_parts
-from ctfm.train.phantom import make_phantom
-from ctfm.train.phantom_dataset import COLUMNS, SIDED_NAMES, label
 from ctfm.train.prompts import draw_prompts, find_prompts
 from ctfm.train.recipes import RECIPES, AlignmentPhase
 

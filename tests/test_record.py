@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ctfm.train.record import record
+from ctfm.release.record import record
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent

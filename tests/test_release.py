@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor
-from ctfm.train import release
-from ctfm.train.card import fill_card
-from ctfm.train.dicom_series import write_dicom_series
-from ctfm.train.release import Package, Release, ReleaseError, publish
+from ctfm.phantom.dicom_series import write_dicom_series
+from ctfm.release import release
+from ctfm.release.card import fill_card
+from ctfm.release.release import Package, Release, ReleaseError, publish
 from huggingface_hub import HfApi, ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
@@ -244,7 +244,7 @@ def write_space(root: Path) -> None:
     (space / "fetch_viewer.py").write_text(
         "from pathlib import Path\nPath('static').mkdir(exist_ok=True)\nPath('static/viewer.js').write_text('viewer')\n"
     )
-    (root / "train" / "gallery.py").write_text(
+    (root / "phantom" / "gallery.py").write_text(
         "import hashlib, json, random, sys\nfrom pathlib import Path\n"
         "checkpoint, out = Path(sys.argv[2]), Path(sys.argv[4]) / 'gallery'\nout.mkdir(exist_ok=True)\n"
         "weights = hashlib.sha256((checkpoint / 'model.safetensors').read_bytes()).hexdigest()\n"
@@ -269,8 +269,9 @@ def wish(project: Path, out: Path | None, **settings: object) -> Release:
 CODE = {
     f"{name}_ctfm.py" for name in ("configuration", "modeling", "processing", "image_processing", "pipeline", "drawing")
 }
-CODE |= {f"{name}_ctfm.py" for name in ("requirements", "volume", "scan", "raster", "archive")}
-CODE |= {f"dicom{name}_ctfm.py" for name in ("", "_header", "_stack", "_pixels")}
+CODE |= {f"{name}_ctfm.py" for name in ("requirements", "volume")}
+VOLUME = ("scan", "raster", "archive", "dicom", "dicom_header", "dicom_stack", "dicom_pixels")
+CODE |= {f"volume_{name}_ctfm.py" for name in VOLUME}
 
 
 def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
@@ -285,7 +286,7 @@ def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
         for name in ("model", "report", "space")
     }
     data = {*release.CHECKPOINT_FILES, "README.md", "LICENSE"}
-    protocols = {f"protocols/{path.name}" for path in (ROOT / "train" / "protocols").glob("*.json")}
+    protocols = {f"protocols/{path.name}" for path in (ROOT / "evaluate" / "protocols").glob("*.json")}
     assert files["model"] == data | CODE | protocols | {"metrics.json", "run.json", "docs/failures.png"}
     code = {f"{name}_trialreport.py" for name in ("configuration", "modeling", "processing")}
     code |= {"__init__.py", "check.py", "render.py", "checklist.py", "documents.py", "elements.py"}
@@ -364,7 +365,7 @@ def test_a_number_in_the_card_that_is_not_in_the_metrics_file_is_refused(
 ) -> None:
     for name, facts in (("run.json", RUN), ("metrics.json", METRICS | {key: METRICS[key] | {part: 0.123}})):
         (tmp_path / name).write_text(json.dumps(facts))
-    with pytest.raises(ReleaseError, match=r"0\.123.*ctfm\.train\.card"):
+    with pytest.raises(ReleaseError, match=r"0\.123.*ctfm\.release\.card"):
         release.check_cards(Release(model=REPO, checkpoint=tmp_path))
 
 
@@ -435,7 +436,7 @@ def run_release(project: Path, hub: LocalHub) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
         "-m",
-        "ctfm.train.release",
+        "ctfm.release.release",
         "--model",
         REPO,
         "--space",
@@ -511,7 +512,7 @@ def test_a_strangers_machine_loads_the_pinned_commit_and_goes_on_without_the_hub
     hub, _ = released
     write_dicom_series(phantom_hu(), canonical_affine(), tmp_path / "study")
     head = hub.repositories["models", REPO].head
-    script = [str(ROOT / "train" / "load_check.py"), REPO, head, str(tmp_path / "study"), str(tmp_path)]
+    script = [str(ROOT / "release" / "load_check.py"), REPO, head, str(tmp_path / "study"), str(tmp_path)]
     online = run_stranger(hub, tmp_path, script)
     assert online.returncode == 0, online.stdout
     first = load_file(tmp_path / "tensors.safetensors")

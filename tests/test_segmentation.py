@@ -13,14 +13,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from ctfm import CTFMVisionModel
+from ctfm.evaluate.cases import find_population
+from ctfm.evaluate.protocol import load_protocol
+from ctfm.phantom.dataset import write_mha
+from ctfm.phantom.make import FINDING_NAMES, SEGMENTATION_NAMES, make_phantom
 from ctfm.train import pretrain as loop
 from ctfm.train.build import name_structures
-from ctfm.train.cases import find_population
 from ctfm.train.data import CropDataset, SamplingConfig, Schedule, SourceConfig, collate_crops
-from ctfm.train.phantom import FINDING_NAMES, SEGMENTATION_NAMES, make_phantom
-from ctfm.train.phantom_dataset import write_mha
 from ctfm.train.prepare import main as prepare
-from ctfm.train.protocol import load_protocol
 from ctfm.train.segmentation import (
     SegmentationBatch,
     SegmentationConfig,

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ctfm.train.phantom import FINDING_NAMES
+from ctfm.phantom.make import FINDING_NAMES
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -348,7 +348,7 @@ def test_a_value_from_a_file_is_escaped_on_the_page(weights: Weights) -> None:
 
 def test_the_notice_says_what_the_record_of_the_weights_says_they_were_trained_on(weights: Weights) -> None:
     assert "without a record of their training" in notice("en", weights)
-    phantoms = replace(weights, run={"data": "synthetic phantoms (train/phantom.py); no patient"})
+    phantoms = replace(weights, run={"data": "synthetic phantoms (phantom/make.py); no patient"})
     assert "synthetic phantoms only" in notice("en", phantoms)
     assert "synthetische fantomen" in notice("nl", phantoms)
     assert "trained on: CT-RATE &lt;1&gt;." in notice("en", replace(weights, run={"data": "CT-RATE <1>"}))

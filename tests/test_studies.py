@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ctfm.studies_ctfm import find_scans
-from ctfm.train.dicom_series import write_dicom_series
+from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.volume_ctfm import VolumeError, read_volume
+from ctfm.volume_studies_ctfm import find_scans
 
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 

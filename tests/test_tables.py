@@ -9,11 +9,11 @@ import pytest
 import torch
 from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor
 from ctfm.__main__ import main as ctfm
+from ctfm.evaluate.probe import probe_tables
 from ctfm.train import finetune
 from ctfm.train.layouts import find_csv
 from ctfm.train.prepare import main as prepare
 from ctfm.train.pretrain import Run
-from ctfm.train.probe import probe_tables
 from ctfm.train.recipes import FINE_TUNINGS
 from ctfm.train.shards import Manifest
 from ctfm.train.tables import labels_by_scan, read_findings

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ctfm.studies_ctfm import find_scans
-from ctfm.train.dicom_series import write_dicom_series
+from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.volume_ctfm import DamagedFileError, UnsafeFileError, Volume, VolumeError, list_series, read_volume
+from ctfm.volume_studies_ctfm import find_scans
 
 from tests.phantoms import canonical_affine, phantom_hu
 
@@ -110,7 +110,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, scratch: Path) 
 
 
 def test_too_many_members_are_refused(tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctfm.archive_ctfm.MAX_FILES", 20)
+    monkeypatch.setattr("ctfm.volume_archive_ctfm.MAX_FILES", 20)
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as zipped:
         for index in range(21):
             zipped.writestr(str(index), b"x")

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from ctfm.dicom_ctfm import read_slice
 from ctfm.volume_ctfm import AIR_HU, GeometryError, NotCTError, read_volume
+from ctfm.volume_dicom_ctfm import read_slice
 
 SCANS = Path(__file__).parent.parent.parent / "shared" / "ct"
 

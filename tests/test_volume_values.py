@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ctfm.train.dicom_series import write_dicom_series
+from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.volume_ctfm import (
     AIR_HU,
     AmbiguousSeriesError,

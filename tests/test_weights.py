@@ -13,11 +13,12 @@ import pytest
 import torch
 from ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMImageProcessor, CTFMModel, CTFMProcessor
 from ctfm.embedding import load
+from ctfm.evaluate.features import load_encoder
+from ctfm.phantom import gallery
 from ctfm.reporting.check import load_labeller
 from ctfm.reporting.evaluate import write_checkpoint
 from ctfm.reporting.train import Recipe, load_start
-from ctfm.train import finetune, gallery
-from ctfm.train.features import load_encoder
+from ctfm.train import finetune
 from ctfm.train.recipes import FINE_TUNINGS, FineTuning
 from safetensors.torch import load_file, save_file
 
@@ -108,7 +109,7 @@ def test_a_release_is_not_tried_with_a_weight_that_was_drawn(lacking: dict[str, 
     command = [
         sys.executable,
         "-I",
-        str(ROOT / "train" / "load_check.py"),
+        str(ROOT / "release" / "load_check.py"),
         str(lacking["scan"]),
         "main",
         "",

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from ctfm import CTFMModel
 from ctfm.modeling_ctfm import CTFMLocalModel
+from ctfm.phantom.dataset import PhantomDataset, write_dataset
 from ctfm.train.alignment import AlignmentBatch, AlignmentConfig, AlignmentObjective
 from ctfm.train.masking import MaskingConfig, draw_token_mask
 from ctfm.train.objective import SelfSupervisionBatch, SelfSupervisionConfig, SelfSupervisionObjective
-from ctfm.train.phantom_dataset import PhantomDataset, write_dataset
 from ctfm.train.prepare import main as prepare
 from ctfm.train.processes import ALONE, Processes
 from ctfm.train.recipes import AlignmentPhase, OptimizerConfig, Recipe, SegmentationPhase, SelfSupervisionPhase

@@ -1,4 +1,4 @@
-"""The programs that pretrain, fine-tune, evaluate and convert; never imported by the Hub files."""
+"""The programs that prepare scans, pretrain and fine-tune; never imported by the Hub files."""
 
 import sys
 from types import TracebackType
@@ -17,6 +17,6 @@ def _name_the_extra(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 # sys.argv[0] is "-m" while Python imports the packages above a program: `python -m ctfm.train.pretrain`. Nothing is checked
-# ahead: `ctfm demo` draws a phantom with this package and none of the extra.
+# ahead.
 if sys.argv[:1] == ["-m"]:
     sys.excepthook = _name_the_extra

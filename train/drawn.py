@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..image_processing_ctfm import CropGeometry, CTFMImageProcessor, sample_axis
+from ..phantom.body import ORGAN_NAMES
+from ..phantom.dataset import SIDED_NAMES, label
+from ..phantom.geometry import Point, named_rng
+from ..phantom.make import FINDING_ID, FINDING_NAMES, RANDOMISED_RANGES, Phantom, make_phantom
 from ..volume_ctfm import Volume
 from .data import StepBatches, hash_numbers, stay
-from .phantom import FINDING_ID, FINDING_NAMES, RANDOMISED_RANGES, Phantom, make_phantom
-from .phantom_body import ORGAN_NAMES
-from .phantom_dataset import SIDED_NAMES, label
-from .phantom_geometry import Point, named_rng
 
 # A voxel's code is its organ's number plus, where a finding covers the organ, FINDING_STEP times what `finding_codes` says.
 FINDING_STEP = 64

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..evaluate.metrics import FindingTable, auroc, measure_findings
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
 from .data import ScanSample, SourceConfig, read_scan, select_rows
 from .descriptors import DescriptorSample
-from .metrics import FindingTable, auroc, measure_findings
 from .objective import Metrics
 from .processes import ALONE, Processes
 from .shards import Manifest

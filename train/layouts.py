@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..studies_ctfm import ENDINGS, find_scans
+from ..volume_studies_ctfm import ENDINGS, find_scans
 
 CT_RATE_NAME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)\.nii\.gz")
 # 25,692 scans have 50,188 reconstructions; files under *_fixed were corrected by the authors (their data_correction_note).

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..evaluate.probe import probe
 from ..modeling_ctfm import CTFMLayer
 from ..processing_ctfm import CTFMProcessor
 from .build import Task, build_config, build_model, build_processor, build_task, trained_parameters
@@ -47,7 +48,6 @@ from .data import SourceConfig, StepBatches, hash_numbers
 from .joint import JointObjective
 from .monitor import Monitor
 from .objective import along_cosine
-from .probe import probe
 from .processes import Processes, all_processes
 from .recipes import RECIPES, FineTuning, JointPhase, OptimizerConfig, Phase, Recipe
 from .shards import Manifest

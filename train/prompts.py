@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .protocol import PromptSet, load_protocol, say
+from ..evaluate.protocol import PromptSet, load_protocol, say
 
 
 def find_prompts(name: str) -> PromptSet:

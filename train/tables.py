@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from ..evaluate.metrics import FindingTable
 from .layouts import LABELS, SPLITS
-from .metrics import FindingTable
 
 UNASSIGNED = "unassigned"  # the split of scans that are of none
 ANSWERS = ("absent", "present")

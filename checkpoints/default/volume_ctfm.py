@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .archive_ctfm import ANALYZE, NOT_FETCHED, list_files, tell_kind, unpack
-from .dicom_ctfm import list_dicom_stacks, read_dicom
-from .raster_ctfm import read_raster
-from .scan_ctfm import (
+from .volume_archive_ctfm import ANALYZE, NOT_FETCHED, list_files, tell_kind, unpack
+from .volume_dicom_ctfm import list_dicom_stacks, read_dicom
+from .volume_raster_ctfm import read_raster
+from .volume_scan_ctfm import (
     AIR_HU,
     AmbiguousSeriesError,
     DamagedFileError,

@@ -1,0 +1,113 @@
+"""Checkpoint -> what the Space shows before anybody uploads: example series, and an indexed gallery of phantoms.
+
+    python -m ctfm.phantom.gallery --checkpoint checkpoints/default
+
+space/examples/chest.zip       a DICOM series of a phantom; chest_prior.zip: the same patient before
+space/gallery/gallery.json     seed, findings, report and picture of every phantom, and the hash of the weights
+space/gallery/gallery.safetensors   `image_embeds` (scans, e), in the order of gallery.json
+
+Nothing of it is committed: `make space` and a release write it for the weights they are about to show. No patient is in it.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from .. import CTFMModel, CTFMProcessor
+from ..drawing_ctfm import INTENSITY_WINDOWS, draw_planes
+from ..volume_ctfm import Volume
+from ..weights import load_complete
+from .dicom_series import write_dicom_series
+from .make import Phantom, make_phantom
+
+SPACE = Path(__file__).parent.parent / "space"
+FIRST_SEED = 3_000_000  # of no split of dataset.py
+EXAMPLE_SEED = 3_100_007
+PRIOR_FINDINGS = ("Cardiomegaly", "Lung nodule")
+CURRENT_FINDINGS = ("Cardiomegaly", "Lung nodule", "Pleural effusion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryConfig:
+    """What to write.
+
+    Args:
+        checkpoint: folder with model, processor and tokenizer.
+        out: the folder of the Space.
+        num_scans: phantoms in the gallery.
+        shape, example_shape: voxels `(depth, height, width)` of its scans and of the examples.
+    """
+
+    checkpoint: Path
+    out: Path = SPACE
+    num_scans: int = 36
+    shape: tuple[int, int, int] = (64, 96, 96)
+    example_shape: tuple[int, int, int] = (120, 192, 192)
+
+
+def write_examples(out: Path, shape: tuple[int, int, int]) -> None:
+    """Two series of one phantom patient: now, and before the effusion."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, findings in (("chest.zip", CURRENT_FINDINGS), ("chest_prior.zip", PRIOR_FINDINGS)):
+        phantom = make_phantom(EXAMPLE_SEED, shape=shape, findings=findings)
+        write_zip(phantom, out / name)
+
+
+def write_zip(phantom: Phantom, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_dicom_series(phantom.hu.numpy(), phantom.affine, folder)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.name)
+
+
+def index(config: GalleryConfig) -> None:
+    """Draws, encodes and pictures the phantoms of the gallery."""
+    folder = config.out / "gallery"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = load_complete(CTFMModel, config.checkpoint, dtype=torch.float32).eval()
+    processor = CTFMProcessor.from_pretrained(str(config.checkpoint)).image_processor
+    rows, embeddings = [], []
+    for number in tqdm(range(config.num_scans), desc="gallery", unit="scan"):
+        phantom = make_phantom(FIRST_SEED + number, shape=config.shape)
+        volume = Volume(hu=phantom.hu.numpy(), affine=phantom.affine)
+        with torch.inference_mode():
+            embeds = model.get_image_features(**processor(volume)).pooler_output
+        embeddings.append(torch.nn.functional.normalize(embeds, dim=-1)[0])
+        picture = f"{number:03d}.png"
+        draw_planes(volume, INTENSITY_WINDOWS["mediastinum"], height=160).save(folder / picture, optimize=True)
+        names = dict.fromkeys(finding.name for finding in phantom.findings)
+        rows.append(
+            {
+                "seed": FIRST_SEED + number,
+                "picture": picture,
+                "findings": list(names),
+                "report": phantom.report.impression,
+            }
+        )
+    save_file({"image_embeds": torch.stack(embeddings)}, folder / "gallery.safetensors")
+    with (config.checkpoint / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    (folder / "gallery.json").write_text(json.dumps({"weights": digest, "scans": rows}, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = tyro.cli(GalleryConfig, args=arguments, description=__doc__)
+    write_examples(config.out / "examples", config.example_shape)
+    index(config)
+    print(f"{config.num_scans} phantoms in {config.out.name}/gallery, 2 series in {config.out.name}/examples")
+
+
+if __name__ == "__main__":
+    main()
