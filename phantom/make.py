@@ -88,11 +88,13 @@ def make_phantom(
     device: str | torch.device = "cpu",
     findings: Collection[str] | None = None,
     wording: Literal["train", "held_out"] = "train",
+    centre_mm: Point | None = None,
 ) -> Phantom:
     """Make one phantom.
 
     `shape` is (D, H, W); `spacing` (d, h, w) in millimetres, drawn from `ranges` when None. `findings` are the names to
-    draw, sampled when None. `wording` chooses between two sets of sentences that share none.
+    draw, sampled when None. `wording` chooses between two sets of sentences that share none. `centre_mm` is the middle of
+    the scan in scanner millimetres (z, y, x), for a box of the patient; None puts it where the scanner would.
 
     >>> phantom = make_phantom(7, shape=(24, 32, 32), findings=["Lung nodule"])
     >>> phantom.labels["Lung nodule"], phantom.labels["Ascites"]
@@ -119,7 +121,8 @@ def make_phantom(
     trees = grow_lungs(plan)
 
     spacing = spacing or sample_spacing(shape, acquisition)
-    body = Body(patient, changes, Grid(frame, start_of(shape, spacing, acquisition), spacing, shape, device), textures)
+    start = start_of(shape, spacing, acquisition) if centre_mm is None else first_voxel(centre_mm, shape, spacing)
+    body = Body(patient, changes, Grid(frame, start, spacing, shape, device), textures)
     body.known_points = plan.known_points
     draw_body(body)
     draw_lung_trees(body, trees)
@@ -160,7 +163,12 @@ def start_of(shape: tuple[int, int, int], spacing: Point, acquisition: Acquisiti
     z, y, x = acquisition.centre_mm
     missing = max(0.0, 340.0 - shape[0] * spacing[0])
     z += 0.5 * missing * (1.0 if acquisition.region == "chest" else -1.0)
-    start = [centre - step * (n - 1) / 2 for centre, step, n in zip((z, y, x), spacing, shape, strict=True)]
+    return first_voxel((z, y, x), shape, spacing)
+
+
+def first_voxel(centre_mm: Point, shape: tuple[int, int, int], spacing: Point) -> Point:
+    """Scanner millimetres of voxel (0, 0, 0) of a grid around `centre_mm`."""
+    start = [centre - step * (n - 1) / 2 for centre, step, n in zip(centre_mm, spacing, shape, strict=True)]
     return start[0], start[1], start[2]
 
 

@@ -9,6 +9,7 @@ from ctfm import CTFMImageProcessor, Volume
 from ctfm.phantom.dataset import label
 from ctfm.phantom.make import Phantom, make_phantom
 from ctfm.train.drawn import (
+    BOXES_PER_PATIENT,
     FINDING_STEP,
     FINDINGS,
     DrawingConfig,
@@ -16,8 +17,10 @@ from ctfm.train.drawn import (
     DrawnScan,
     DrawnScans,
     cut_drawn,
+    draw_box,
     encode_voxels,
     find_occupied,
+    find_places,
     finding_codes,
 )
 
@@ -110,3 +113,37 @@ def test_the_folder_of_drawn_scans_changes_nothing(tmp_path: Path, monkeypatch: 
         assert other.report == first.report
     scans[7]
     assert not (tmp_path / "kept" / "2.safetensors").exists()  # out of the window: the folder does not grow
+
+
+CROP_MM = (96.0, 96.0, 96.0)
+
+
+def test_a_box_shows_the_patient_as_a_whole_scan_does() -> None:
+    whole = make_phantom(5, shape=(60, 72, 72), spacing=(6.0, 6.0, 6.0), centre_mm=(0.0, 0.0, 0.0))
+    box = make_phantom(5, shape=(20, 24, 24), spacing=(6.0, 6.0, 6.0), centre_mm=(60.0, -24.0, 36.0))
+    # The middle of a grid of even size lies between voxels, so both grids share theirs.
+    first = [
+        round((60.0, -24.0, 36.0)[axis] / 6 + (60, 72, 72)[axis] / 2 - (20, 24, 24)[axis] / 2) for axis in range(3)
+    ]
+    inside = tuple(slice(start, start + size) for start, size in zip(first, box.organs.shape, strict=True))
+    assert (box.organs != whole.organs[inside]).float().mean() < 1e-3  # rounding at borders
+    assert box.organs.unique().numel() > 3
+
+
+def test_a_box_is_one_crop_and_holds_a_finding_of_its_patient_or_the_place_of_anothers() -> None:
+    processor = CTFMImageProcessor(crop_size=(48, 64, 64), spacing=(2.0, 1.5, 1.5), intensity_window=(-1024.0, 3071.0))
+    own = 0
+    for seed in range(3):
+        places = find_places(seed)
+        for number in range(BOXES_PER_PATIENT):
+            phantom = draw_box(seed, seed + 100, number, CROP_MM)
+            volume = Volume(hu=phantom.hu.numpy(), affine=phantom.affine)
+            assert processor.lay_grid(volume, list(processor.spacing)).crop_grid == (1, 1, 1)
+            own += number < BOXES_PER_PATIENT - 1 and bool(places.keys() & {f.name for f in phantom.findings})
+    assert own >= 7  # of nine; a centroid between two lungs may lie in neither
+
+
+def test_without_a_spacing_a_box_has_no_extent(tmp_path: Path) -> None:
+    native = CTFMImageProcessor(crop_size=(48, 64, 64), spacing="native")
+    with pytest.raises(ValueError, match="give the image processor a spacing"):
+        DrawnScans(DrawingSchedule(DrawingConfig(boxes=1.0)), native, tmp_path)

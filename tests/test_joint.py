@@ -12,7 +12,8 @@ from ctfm.train import pretrain as program
 from ctfm.train.drawn import FINDINGS, STRUCTURES
 from ctfm.train.joint import JointConfig, JointObjective, find_codes
 from ctfm.train.pretrain import Run, pretrain
-from ctfm.train.recipes import JointPhase, OptimizerConfig, Recipe, ReportConfig
+from ctfm.train.recipes import RECIPES, JointPhase, OptimizerConfig, Recipe, ReportConfig
+from safetensors.torch import load_file
 
 
 def test_codes_lie_in_the_patches_that_hold_them() -> None:
@@ -121,6 +122,27 @@ def test_a_run_that_was_stopped_goes_on_with_the_losses_of_one_that_was_not(
         kept.unlink()
     assert pretrain(replace(stopped, stop_after=float("inf")), Accelerator(cpu=True))
     assert read_losses(tmp_path / "stopped") == read_losses(tmp_path / "whole")
+
+
+def test_a_recipe_goes_on_from_a_published_folder(tmp_path: Path, text_start: Path) -> None:
+    recipe = tiny_recipe(text_start)
+    pretrain(Run(recipe=recipe, out=tmp_path / "first", data=(), log_every=1), Accelerator(cpu=True))
+    start = tmp_path / "first" / "exported"
+    later = replace(recipe, start=str(start), seed=1, phases={"boxes": replace(recipe.phases["joint"], boxes=1.0)})
+    assert pretrain(Run(recipe=later, out=tmp_path / "later", data=(), log_every=1), Accelerator(cpu=True))
+    published, begun = (
+        load_file(path)
+        for path in (start / "model.safetensors", tmp_path / "later/checkpoints/boxes-0000000/objective.safetensors")
+    )
+    for name, tensor in begun.items():
+        if not name.startswith("organ_head."):  # only training needs it, so it is not published
+            stored = name.removeprefix("model.").removeprefix("findings.")
+            torch.testing.assert_close(tensor, published[stored].float(), rtol=0, atol=0)
+
+
+def test_a_phase_that_cannot_go_on_from_a_folder_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"begins with phase 'self_supervision'.*recipes trunk and boxes"):
+        replace(RECIPES["demo"](), start="somewhere")
 
 
 def test_a_model_without_token_scores_is_refused() -> None:

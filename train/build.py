@@ -56,7 +56,7 @@ from .throughput import alignment_flops, crop_flops, num_tokens, segmentation_fl
 from .views import cut_scans, make_labelled_views, make_views
 
 Objective = SelfSupervisionObjective | SegmentationObjective | AlignmentObjective | JointObjective | LabelObjective
-OCCUPIED_CROPS = 48  # of a drawn scan, the mean of ten: for the log's throughput alone
+OCCUPIED_CROPS = 48  # of a whole drawn scan, the mean of ten: for the log's throughput alone
 SPECIAL_TOKENS = ["[PAD]", "[CLS]", "[SEP]"]
 
 
@@ -393,11 +393,12 @@ def build_joint(
             repeats=phase.repeats,
             window=phase.window,
             first_scan=phase.first_scan,
+            boxes=phase.boxes,
         )
     )
     image_processor, prompts, vision = processor.image_processor, find_prompts(phase.prompts), model.vision_model.config
     patch_size, num_structures = vision.patch_size, len(STRUCTURES)
-    numbers = finding_codes()
+    numbers, num_crops = finding_codes(), phase.boxes + (1 - phase.boxes) * OCCUPIED_CROPS
 
     def make_batch(scans: Sequence[DrawnScan]) -> JointBatch:
         generator = torch.Generator().manual_seed(hash_numbers(recipe.seed, scans[0].seed, 10))
@@ -437,8 +438,8 @@ def build_joint(
             schedule, image_processor, cache, batches, num_workers=num_workers
         ),
         make_batch=make_batch,
-        sample_flops=OCCUPIED_CROPS * crop_flops(vision, image_processor.crop_size, backward=True),
-        sample_tokens=OCCUPIED_CROPS * num_tokens(vision, image_processor.crop_size),
+        sample_flops=num_crops * crop_flops(vision, image_processor.crop_size, backward=True),
+        sample_tokens=num_crops * num_tokens(vision, image_processor.crop_size),
     )
 
 

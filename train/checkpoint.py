@@ -36,9 +36,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ..configuration_ctfm import CTFMConfig, CTFMVisionConfig
 from ..image_processing_ctfm import CTFMImageProcessor
-from ..modeling_ctfm import CTFMModel, CTFMVisionModel
+from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMModel, CTFMVisionModel
 from ..processing_ctfm import CTFMProcessor
+from ..weights import load_complete
 from .build import add_adapters
+from .joint import JointObjective
 from .recipes import FineTuning, Recipe
 
 NAME = re.compile(r"(.+)-(\d{7})")
@@ -153,6 +155,18 @@ def load_heads(path: Path, objective: nn.Module) -> None:
         name: tensor for name, tensor in state.items() if name.startswith(("findings.", "decoder.", "organ_head."))
     }
     objective.load_state_dict(heads, strict=False)
+
+
+def load_start(folder: str, objective: JointObjective) -> None:
+    """The weights of a published checkpoint of the same architecture, heads included; the head that only training needs is
+    drawn anew."""
+    as_trained: dict[str, Any] = {"dtype": torch.float32}
+    objective.model.load_state_dict(load_complete(CTFMModel, folder, **as_trained).state_dict())
+    findings = load_complete(CTFMForImageClassification, folder, **as_trained)
+    findings.vision_model = None  # type: ignore[assignment]  # it reads the objective's
+    objective.findings.load_state_dict(findings.state_dict())
+    decoder = load_complete(CTFMForSemanticSegmentation, folder, **as_trained).decoder
+    objective.decoder.load_state_dict(decoder.state_dict())
 
 
 def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -39,6 +39,7 @@ from .checkpoint import (
     find_checkpoints,
     load_exported,
     load_heads,
+    load_start,
     load_state,
     load_weights,
     rotate,
@@ -155,8 +156,11 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
             sources = tuple(replace(source, split=split) for source in data)
             parts = {"device": accelerator.device, "processes": processes, "cache": run.out / "descriptors"}
             task = build_task(phase, recipe, sources, model, processor, **parts)
-            if before is not None and isinstance(task.objective, JointObjective):
-                load_heads(before, task.objective)
+            if isinstance(task.objective, JointObjective):
+                if before is not None:
+                    load_heads(before, task.objective)
+                elif recipe.start and path is None:
+                    load_start(recipe.start, task.objective)
             path, is_over = train_phase(name, task, run, accelerator, bar, path, leave_at, ask)
             if not is_over:
                 return False
