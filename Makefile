@@ -7,7 +7,7 @@ CHECKPOINT := checkpoints/default
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space pictures shown viewer test fuzz lint code train-demo checkpoint evaluate gate clean
+.PHONY: help setup demo space pictures shown viewer test fuzz lint docs code train-demo checkpoint evaluate gate clean
 
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
@@ -17,6 +17,7 @@ help:
 	@echo "make test              run the tests"
 	@echo "make fuzz SECONDS=60   mutated files through every reader, for so long each; findings stay in runs/fuzz"
 	@echo "make lint              ruff and pyright"
+	@echo "make docs              build the documentation site in build/site and check its links (LINKS=yes: those to other sites, too)"
 	@echo "make code              copy the package's code into the folders of the checkpoints, after it was edited"
 	@echo "make train-demo        pretrain a tiny model on phantoms from end to end (minutes; to runs/train_demo)"
 	@echo "make checkpoint        draw phantoms, train checkpoints/default on them again, measure it, fill its card (some four hours, two cores)"
@@ -70,6 +71,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# A site in build/site, of README, docs and docstrings; a link that leads nowhere is an error.
+LINKS ?= no
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 CHECK_LINKS=$(if $(filter yes,$(LINKS)),true,false) $(BIN)/python -m mkdocs build --quiet --strict
 
 code: setup
 	$(BIN)/python -m ctfm.release.code_files

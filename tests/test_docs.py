@@ -1,5 +1,6 @@
 """The code blocks of the documentation run, in order, where a user would run them."""
 
+import ast
 import doctest
 import importlib.util
 import os
@@ -17,7 +18,8 @@ from tests.phantoms import canonical_affine, phantom_hu
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "model_card.md", "reporting/model_card.md"]
-OTHER_PAGES = ["docs/comparison.md", "docs/report_check.md", "reporting/data_card.md", "train/README.md"]
+OTHER_PAGES = ["reporting/data_card.md", "train/README.md"]
+OTHER_PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.fixture
@@ -157,3 +159,19 @@ def test_no_page_holds_a_path_of_somebodys_machine() -> None:
     for page in ROOT.glob("*.md"):
         assert not re.search(r"/(home|root|Users|work)/", page.read_text()), page.name
         assert os.sep + "tmp" + os.sep not in page.read_text(), page.name
+
+
+def test_messages_of_the_troubleshooting_page_are_messages_of_the_code() -> None:
+    code = [path for folder in (".", "train", "evaluate") for path in (ROOT / folder).glob("*.py")]
+    texts = [
+        node.value
+        for path in code
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    page, _, _ = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Installation")
+    messages = [
+        part for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for part in re.findall(r"`(.+?)`", row)
+    ]
+    assert len(messages) > 30
+    assert [message for message in messages if not any(message in text for text in texts)] == []
