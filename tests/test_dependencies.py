@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from ctfm.requirements_ctfm import TRANSFORMERS
+from ctfm.train import LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # folder -> the extras that whoever runs it has
@@ -94,14 +95,20 @@ def test_the_transformers_that_code_from_the_hub_asks_for_is_that_of_the_package
     assert TRANSFORMERS in project["dependencies"]
 
 
-@pytest.mark.parametrize(("program", "package"), [("train.pretrain", "tyro"), ("evaluate.learning", "matplotlib")])
-def test_a_program_without_the_extra_names_the_command_that_installs_it(
-    program: str, package: str, tmp_path: Path
-) -> None:
-    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no {package}', name='{package}')")
+@pytest.mark.parametrize(
+    "command", [["-m", "ctfm.train.pretrain", "--help"], ["-c", "import ctfm.evaluate.probe"]], ids=str
+)
+def test_training_without_the_extra_names_the_command_that_installs_it(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tyro'] = None\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", f"ctfm.{program}", "--help"]
-    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith(f'ctfm: "{package}" is not installed.')
+    assert run.stderr.splitlines()[-1].startswith("ModuleNotFoundError: tyro not installed.")
     assert 'pip install ".[train]" in the cloned folder' in run.stderr
+
+
+def test_the_libraries_that_training_looks_for_are_those_of_its_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = {normal(re.match(r"[\w.-]+", line)[0]) for line in project["optional-dependencies"]["train"]}  # type: ignore[index]
+    owners = packages_distributions()
+    assert {normal(owners[name][0]) for name in LIBRARIES} == extra
