@@ -55,7 +55,7 @@ viewer: setup
 	$(BIN)/python space/fetch_viewer.py
 
 space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors phantom/gallery.py | setup
-	$(BIN)/python -m ctfm.phantom.gallery --checkpoint $(CHECKPOINT)
+	$(BIN)/python -m ctfm gallery --checkpoint $(CHECKPOINT)
 
 test: viewer
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/test_space_browser.py
@@ -79,25 +79,25 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 CHECK_LINKS=$(if $(filter yes,$(LINKS)),true,false) $(BIN)/python -m mkdocs build --quiet --strict
 
 code: setup
-	$(BIN)/python -m ctfm.release.code_files
+	$(BIN)/python -m ctfm code
 
 # A pretraining from end to end, which may be killed and started again: scans, shards, self-supervision, label maps and alignment
 # (recipe "demo"), metrics, the folder of the checkpoint, and a process without this package that loads what was exported.
 TRAIN_DEMO ?= runs/train_demo
 TRAIN_DEMO_SCANS ?= --num-train 128 --num-validation 48 --num-test 64 --shape 64 96 96 --num-workers 2
 $(TRAIN_DEMO)/phantoms/table.csv: | setup
-	$(BIN)/python -m ctfm.phantom.dataset $(TRAIN_DEMO)/phantoms $(TRAIN_DEMO_SCANS)
+	$(BIN)/python -m ctfm phantom $(TRAIN_DEMO)/phantoms $(TRAIN_DEMO_SCANS)
 
 $(TRAIN_DEMO)/prepared/fingerprint.json: $(TRAIN_DEMO)/phantoms/table.csv
-	$(BIN)/python -m ctfm.train.prepare csv $< $(TRAIN_DEMO)/prepared --num-workers 2
+	$(BIN)/python -m ctfm prepare csv $< $(TRAIN_DEMO)/prepared --num-workers 2
 
 $(TRAIN_DEMO)/run/finished: $(TRAIN_DEMO)/prepared/fingerprint.json
-	$(BIN)/python -m ctfm.train.pretrain demo --out $(TRAIN_DEMO)/run --data $(TRAIN_DEMO)/prepared
+	$(BIN)/python -m ctfm pretrain demo --out $(TRAIN_DEMO)/run --data $(TRAIN_DEMO)/prepared
 
 train-demo: $(TRAIN_DEMO)/run/finished
-	$(BIN)/python -m ctfm.evaluate.evaluate $(TRAIN_DEMO)/run/exported --data $(TRAIN_DEMO)/prepared \
+	$(BIN)/python -m ctfm evaluate $(TRAIN_DEMO)/run/exported --data $(TRAIN_DEMO)/prepared \
 		--out $(TRAIN_DEMO)/evaluated --random
-	$(BIN)/python -m ctfm.release.record $(TRAIN_DEMO)/run $(TRAIN_DEMO)/checkpoint
+	$(BIN)/python -m ctfm record $(TRAIN_DEMO)/run $(TRAIN_DEMO)/checkpoint
 	mkdir -p $(TRAIN_DEMO)/loaded
 	$(BIN)/python -I release/load_check.py $(TRAIN_DEMO)/run/exported main \
 		$(TRAIN_DEMO)/phantoms/test/1000000.mha $(TRAIN_DEMO)/loaded
@@ -105,18 +105,18 @@ train-demo: $(TRAIN_DEMO)/run/finished
 
 # Phantoms come from their seeds, so these are the scans that checkpoints/default was trained and measured on.
 TEXT_TOWER := sentence-transformers/all-MiniLM-L6-v2
-DRAW := $(BIN)/python -m ctfm.phantom.dataset --shape 96 144 144 --num-workers 2
-PREPARE := $(BIN)/python -m ctfm.train.prepare csv --num-workers 2
+DRAW := $(BIN)/python -m ctfm phantom --shape 96 144 144 --num-workers 2
+PREPARE := $(BIN)/python -m ctfm prepare csv --num-workers 2
 checkpoint: setup
 	$(DRAW) runs/train --num-train 2200 --num-test 0
 	$(PREPARE) runs/train/table.csv runs/train_prepared
-	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.pretrain embedded \
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm pretrain embedded \
 		--out runs/embedded --data runs/train_prepared --num-workers 1 --recipe.text-start $(TEXT_TOWER)
-	$(BIN)/python -m ctfm.release.record runs/embedded $(CHECKPOINT)
-	$(BIN)/python -m ctfm.train.checkpoint runs/embedded/checkpoints/segmentation-0003000 runs/without_alignment
-	$(BIN)/python -m ctfm.train.pretrain phantoms --out runs/phantoms --data runs/train_prepared
-	$(BIN)/python -m ctfm.train.checkpoint runs/phantoms/checkpoints/self_supervision-0000400 runs/self_supervision
-	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.finetune findings \
+	$(BIN)/python -m ctfm record runs/embedded $(CHECKPOINT)
+	$(BIN)/python -m ctfm export runs/embedded/checkpoints/segmentation-0003000 runs/without_alignment
+	$(BIN)/python -m ctfm pretrain phantoms --out runs/phantoms --data runs/train_prepared
+	$(BIN)/python -m ctfm export runs/phantoms/checkpoints/self_supervision-0000400 runs/self_supervision
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm finetune findings \
 		--recipe.start $(CHECKPOINT) --recipe.from-scratch --recipe.steps 300 --recipe.global-batch 4 --recipe.micro-batch 4 \
 		--recipe.optimizer.learning-rate 5e-4 --recipe.optimizer.warmup-steps 30 --probe-every 0 \
 		--out runs/supervised --data runs/train_prepared
@@ -124,7 +124,7 @@ checkpoint: setup
 		--baseline without_alignment=runs/without_alignment --baseline self_supervision=runs/self_supervision"
 	cp runs/evaluated/metrics.json $(CHECKPOINT)
 	$(MAKE) --no-print-directory gate
-	$(BIN)/python -m ctfm.release.card
+	$(BIN)/python -m ctfm card
 
 # What the Space's gate compares a scan with: needs to be measured again whenever the weights change.
 gate: setup
@@ -135,7 +135,7 @@ gate: setup
 evaluate: setup
 	$(DRAW) runs/test --num-train 500 --num-validation 300 --num-test 1000
 	$(PREPARE) runs/test/table.csv runs/test_prepared
-	$(BIN)/python -m ctfm.evaluate.evaluate $(CHECKPOINT) --data runs/test_prepared --out runs/evaluated \
+	$(BIN)/python -m ctfm evaluate $(CHECKPOINT) --data runs/test_prepared --out runs/evaluated \
 		--random --histogram $(BASELINES) --num-workers 2 --failures docs/failures.png $(CALIBRATE)
 
 clean:

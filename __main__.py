@@ -1,75 +1,108 @@
-"""`ctfm ...`: the command line over the public API.
+"""`ctfm COMMAND ...`: every program of the project. Each is the `main(arguments)` of a module that COMMANDS names.
 
-ctfm inspect SCAN [--json]        what is in a scan, what was checked and repaired; exit code 2 where it cannot be read
-ctfm embed SCAN... --out DIR      features of every scan, as safetensors, and a manifest
-ctfm demo [SCAN] [--out DIR]      the main job on one scan, with pictures
-ctfm report-check FILE            what a clinical-trial report leaves out
-
-Imports come with the command that needs them, so that --help and inspect wait for neither torch nor transformers.
+Nothing is imported before a command is chosen, so that `ctfm --help` waits for neither numpy nor torch. Launchers start the
+same programs: `torchrun -m ctfm pretrain ...`, `accelerate launch -m ctfm finetune ...`.
 """
 
-import argparse
+import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
-UNTRAINED = "untrained"
-SPACINGS = ("scan", "fine", "coarse", "native")  # SPACING_PRESETS of image_processing_ctfm.py
+# Group -> the extra that its commands need, and command -> (module, what it does).
+COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "Scans": (
+        "io",
+        {
+            "inspect": ("inspection", "what is in a scan, what was checked and what was repaired"),
+            "embed": ("embedding", "features of scans, as safetensors, and a manifest"),
+            "demo": ("demo", "the main job on one scan, with pictures"),
+        },
+    ),
+    "Training": (
+        "train",
+        {
+            "phantom": ("phantom.dataset", "draw synthetic patients: scans, label maps, findings and reports"),
+            "prepare": ("train.prepare", "scans, reports and label maps to shards, once"),
+            "pretrain": ("train.pretrain", "a recipe from end to end; the same command resumes it"),
+            "finetune": ("train.finetune", "a checkpoint and labels to a model of findings or of voxels"),
+            "export": ("train.checkpoint", "any checkpoint of a run to a folder that from_pretrained loads"),
+            "plan": ("train.plan", "storage, hours and cost of the largest recipe on 250,000 scans"),
+        },
+    ),
+    "Evaluation": (
+        "train",
+        {
+            "evaluate": ("evaluate.evaluate", "metrics of a checkpoint with 95 % intervals, by a protocol"),
+            "probe": ("evaluate.probe", "how much the features of checkpoints know of the labels, quickly"),
+            "learning-curve": ("evaluate.learning", "probes of every checkpoint of a run, and their curve"),
+            "real-scans": ("evaluate.real_scans", "a sanity check on a few real scans, with pictures"),
+        },
+    ),
+    "Release": (
+        "train",
+        {
+            "convert-spectre": ("release.convert_spectre", "SPECTRE's published weights to a CTFM checkpoint"),
+            "record": ("release.record", "a finished run to the folder of its checkpoint"),
+            "card": ("release.card", "the figures of the model card from its metrics"),
+            "code": ("release.code_files", "copy the package's code into the folders of the checkpoints"),
+            "gallery": ("phantom.gallery", "phantoms that the Space shows, encoded by a checkpoint"),
+            "release": ("release.release", "publish models and Space to the Hub; --dry-run shows what would go"),
+        },
+    ),
+    "Trial reports": (
+        "reporting",
+        {
+            "report-check": ("reporting.command", "what a clinical-trial report leaves out"),
+        },
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["report-check"]:
-        from .reporting.command import main as check_report
+    """Runs one command.
 
-        return check_report(arguments[1:])
-    parser = argparse.ArgumentParser(
-        prog="ctfm",
-        description=str(__doc__).rpartition("\n\n")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    default = str(DEFAULT_CHECKPOINT) if DEFAULT_CHECKPOINT.is_dir() else UNTRAINED
-
-    inspecting = commands.add_parser("inspect", help="what is in a scan, what was checked and repaired")
-    inspecting.add_argument("scan", type=Path)
-    inspecting.add_argument("--json", action="store_true", help="print JSON")
-    inspecting.add_argument("--series", help="which series, where there are several")
-
-    embedding = commands.add_parser("embed", help="features of scans, as safetensors, and a manifest")
-    embedding.add_argument(
-        "scans", type=Path, nargs="+", metavar="SCAN", help="DICOM folder, zip, NIfTI, ...; or a folder of them"
-    )
-    embedding.add_argument("--out", type=Path, required=True)
-    embedding.add_argument("--dense", action="store_true", help="also the features of every patch")
-
-    showing = commands.add_parser("demo", help="the main job on one scan, with pictures")
-    showing.add_argument("scan", type=Path, nargs="?", help="a synthetic phantom when left out")
-    showing.add_argument("--out", type=Path, default=Path("demo"))
-    showing.add_argument("--series", help="which series, where there are several")
-
-    for command in (embedding, showing):
-        command.add_argument("--model", default=default, help="checkpoint folder or Hub id (%(default)s)")
-        command.add_argument("--spacing", choices=SPACINGS, help="instead of the checkpoint's own")
-    return run(parser.parse_args(arguments))
+    Returns:
+        0 if all is done; 1 if some inputs failed or a check of the command refused; 2 if an argument, an input or a library is
+        unusable, which a line on stderr names.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("-h", "--help"):
+        print(format_help())
+        return 0
+    if name == "--version":
+        print(f"ctfm {importlib.metadata.version('ctfm')}")
+        return 0
+    for extra, commands in COMMANDS.values():
+        if name in commands:
+            return run(name, commands[name][0], extra, rest)
+    print(f"{format_help()}\n\nctfm: " + (f"no command {name!r}" if name else "which command?"), file=sys.stderr)
+    return 2
 
 
-def run(options: argparse.Namespace) -> int:
+def format_help() -> str:
+    lines = ["usage: ctfm COMMAND ...", "       ctfm COMMAND --help", "       ctfm --version"]
+    for group, (_, commands) in COMMANDS.items():
+        lines += ["", f"{group}:", *(f"  {name:17}{line}" for name, (_, line) in commands.items())]
+    return "\n".join(lines)
+
+
+def run(name: str, module: str, extra: str, arguments: Sequence[str]) -> int:
+    try:
+        program = importlib.import_module(f".{module}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "ctfm":
+            raise
+        print(
+            f'ctfm {name}: "{error.name}" is not installed. It needs the extra [{extra}], and ctfm is not on PyPI: '
+            f'run pip install ".[{extra}]" in the cloned folder.',
+            file=sys.stderr,
+        )
+        return 2
     from .volume_scan_ctfm import AmbiguousSeriesError, VolumeError
 
     try:
-        if options.command == "inspect":
-            from .inspection import inspect
-
-            return inspect(options.scan, options.series, options.json)
-        if options.command == "embed":
-            from .embedding import embed
-
-            return embed(options.scans, options.out, options.model, options.spacing, options.dense)
-        from .demo import demo
-
-        return demo(options.scan, options.out, options.model, options.series, options.spacing)
+        return program.main(arguments)
     except AmbiguousSeriesError as error:
         print(f"ctfm: {error}\nChoose one with --series UID.", file=sys.stderr)
     except (VolumeError, OSError) as error:  # a scan, or a folder or checkpoint that is not there

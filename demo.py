@@ -1,7 +1,8 @@
 """The main job on one scan, with pictures: `ctfm demo`."""
 
+import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from . import CTFMImageProcessor, CTFMModel, Volume, read_volume
-from .embedding import load
+from .embedding import add_model_arguments, load
 from .image_processing_ctfm import CTFMBatchFeature
 from .inspection import describe, format_facts
 from .modeling_ctfm import CTFMVisionOutput
@@ -98,3 +99,16 @@ def draw_demo(
     colours = principal_components(dense[0], body)
     channels = [processor.to_patient_space(channel[None], inputs)[0] for channel in colours.unbind(-1)]
     draw_planes(volume, colours=channels).save(out / "components.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ctfm demo",
+        description="Reads and encodes one scan and draws it, saying what it does and how long it takes.",
+    )
+    parser.add_argument("scan", type=Path, nargs="?", help="a synthetic phantom when left out")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the pictures (%(default)s)")
+    parser.add_argument("--series", help="UID of the series to read, where there are several")
+    add_model_arguments(parser)
+    given = parser.parse_args(arguments)
+    return demo(given.scan, given.out, given.model, given.series, given.spacing)

@@ -1,5 +1,6 @@
 """Scans -> feature files and a manifest: `ctfm embed`."""
 
+import argparse
 import csv
 import hashlib
 import json
@@ -18,10 +19,12 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from . import CTFMImageProcessor, CTFMModel, CTFMVisionConfig, CTFMVisionModel, VolumeError
+from .image_processing_ctfm import SPACING_PRESETS
 from .volume_studies_ctfm import find_scans
 from .weights import load_complete
 
 UNTRAINED = "untrained"
+DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 MANIFEST_FIELDS = [
     "scan",
     "series",
@@ -53,7 +56,7 @@ def embed(scans: Sequence[Path], out: Path, model_id: str, spacing: str | None, 
         raise VolumeError(
             "there is no scan", value=", ".join(scan.name for scan in scans), cure="Give a folder or a file."
         )
-    for scan, series_uid in tqdm(found, desc="embed", unit="scan", disable=not sys.stderr.isatty()):
+    for scan, series_uid in tqdm(found, desc="embed", unit="scan", disable=None):
         settings = (name, weights, spacing or processor.spacing, dense)
         key = fingerprint(scan, series_uid, settings)
         file = out / f"{key}.safetensors"
@@ -219,3 +222,25 @@ def load(model_id: str) -> tuple[CTFMModel | CTFMVisionModel, CTFMImageProcessor
     except (OSError, ValueError) as error:
         raise OSError(f"no checkpoint {model_id}: {str(error).splitlines()[0]}") from error
     return model.eval(), processor, model_id if Path(model_id).is_dir() else f"{model_id}@{revision}"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--spacing`, of every command that runs a model on scans."""
+    default = str(DEFAULT_CHECKPOINT) if DEFAULT_CHECKPOINT.is_dir() else UNTRAINED
+    parser.add_argument("--model", default=default, help="checkpoint folder or Hub id (%(default)s)")
+    parser.add_argument("--spacing", choices=list(SPACING_PRESETS), help="instead of the checkpoint's own")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ctfm embed",
+        description="Features of scans, one safetensors file each, and a manifest. Done scans are kept.",
+    )
+    parser.add_argument(
+        "scans", type=Path, nargs="+", metavar="SCAN", help="DICOM folder, zip, NIfTI, ...; or a folder of them"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the features and manifest.csv")
+    parser.add_argument("--dense", action="store_true", help="also the features of every patch")
+    add_model_arguments(parser)
+    given = parser.parse_args(arguments)
+    return embed(given.scans, given.out, given.model, given.spacing, given.dense)

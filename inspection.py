@@ -1,18 +1,14 @@
 """Scan -> what is in it, what was checked and repaired: `ctfm inspect`. Needs neither torch nor transformers."""
 
+import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .volume_ctfm import Volume, read_volume
-
-
-def inspect(scan: Path, series_uid: str | None, as_json: bool) -> int:
-    facts = describe(read_volume(scan, series_uid))
-    print(json.dumps(facts, indent=2) if as_json else format_facts(facts))
-    return 0
 
 
 def describe(volume: Volume) -> dict[str, object]:
@@ -60,3 +56,16 @@ def format_facts(facts: dict) -> str:
     lines += [f"checked      {check}" for check in source["checks"]]
     lines += [f"WARNING      {warning}" for warning in facts["warnings"]] or ["warnings     none"]
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ctfm inspect", description="What is in a scan, what was checked and what was repaired."
+    )
+    parser.add_argument("scan", type=Path, help="DICOM folder, zip, NIfTI, MetaImage or NRRD")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--series", help="UID of the series to read, where there are several")
+    given = parser.parse_args(arguments)
+    facts = describe(read_volume(given.scan, given.series))
+    print(json.dumps(facts, indent=2) if given.json else format_facts(facts))
+    return 0

@@ -1,8 +1,8 @@
 """Checkpoint and scans -> metrics.json with 95 % intervals, a table and plots: what the model knows, asked without training it.
 
-    python -m ctfm.evaluate.evaluate checkpoints/default --data PREPARED... --out evaluated --random --histogram --calibrate
-    python -m ctfm.evaluate.evaluate spectre-large --protocol ct_rate_1564 --data CT-RATE --out evaluated
-    python -m ctfm.evaluate.evaluate FEATURES --protocol table --data scans.csv --out evaluated      # of any model
+    ctfm evaluate checkpoints/default --data PREPARED... --out evaluated --random --histogram --calibrate
+    ctfm evaluate spectre-large --protocol ct_rate_1564 --data CT-RATE --out evaluated
+    ctfm evaluate FEATURES --protocol table --data scans.csv --out evaluated      # of any model
 
 Questions: zero-shot findings, probabilities and abstention, retrieval, left or right, where a finding is, nearest neighbours,
 linear probe, segmentation. A question that a checkpoint or a population has no answer to is left out and named in
@@ -14,7 +14,6 @@ Intervals are of 1,000 resamples of patients. Everything is seeded: the same com
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -628,7 +627,9 @@ def find_misses(probabilities: np.ndarray, truth: np.ndarray, count: int = 6) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ctfm evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("encoder", help="checkpoint, or folder of features")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="prepared folders, or a published one")
     parser.add_argument("--out", type=Path, required=True)
@@ -665,7 +666,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(format_table(results))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

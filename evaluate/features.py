@@ -15,7 +15,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -201,7 +200,7 @@ def encode(
     cache.mkdir(parents=True, exist_ok=True)
     missing = [chunk for chunk in chunks if not chunk.file.is_file()]
     done = run_chunks(missing, num_workers)
-    for _ in tqdm(done, total=len(missing), desc=encoder[-30:], disable=not sys.stderr.isatty()):
+    for _ in tqdm(done, total=len(missing), desc=encoder[-30:], disable=None):
         pass
     return join_chunks(chunks)
 

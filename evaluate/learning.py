@@ -1,8 +1,8 @@
 """Checkpoints of a run and scans that it did not see -> points of its learning curve -> evaluate/learning.png.
 
-    python -m ctfm.train.pretrain phantoms --out RUN --data PREPARED --save-every 50 --keep-last 100
-    python -m ctfm.evaluate.learning measure RUN --train FOLDER@validation --test FOLDER@test
-    python -m ctfm.evaluate.learning draw
+    ctfm pretrain phantoms --out RUN --data PREPARED --save-every 50 --keep-last 100
+    ctfm learning-curve measure RUN --train FOLDER@validation --test FOLDER@test
+    ctfm learning-curve draw
 
 `measure` puts a row into evaluate/learning.json for every checkpoint and question: findings of scans by nearest neighbours and
 by a linear probe over crops' descriptors, both fitted on the scans of `--train`, and zero-shot where a phase aligns; where
@@ -12,7 +12,6 @@ with 95 % intervals over resampled scans. Rows of other runs, phases and questio
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,9 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ctfm learning-curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
     measuring.add_argument("run", type=Path, help="OUT of ctfm.train.pretrain")
@@ -148,7 +149,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in rows:
         print(json.dumps(row))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

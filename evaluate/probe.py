@@ -1,6 +1,6 @@
 """Checkpoint and prepared folder -> how much its features know of the labels, quickly: while a run goes on, and for curves.
 
-    python -m ctfm.evaluate.probe runs/x/checkpoints/* --data runs/prepared --train-scans 400 --test-scans 400
+    ctfm probe runs/x/checkpoints/* --data runs/prepared --train-scans 400 --test-scans 400
 
 Scans of split "train" are neighbours and training set, those of "test" are asked about. evaluate.py does it with
 intervals and more questions.
@@ -8,7 +8,6 @@ intervals and more questions.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -182,7 +181,9 @@ def probe_tables(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ctfm probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
     parser.add_argument("--train-scans", type=int, default=400)
@@ -195,7 +196,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dumps({"checkpoint": path.name} | {name: round(value, 4) for name, value in found.items()}), flush=True
         )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Checkpoint and a few real scans -> whether it does anything sensible there. Sanity, far from accuracy: tens of scans.
 
-    python -m ctfm.evaluate.real_scans checkpoints/default --scans ../shared/ct --out looked_at [--metrics METRICS.json]
+    ctfm real-scans checkpoints/default --scans ../shared/ct --out looked_at [--metrics METRICS.json]
 
 SCANS holds labels_dev.csv with the columns file, patient, region and finding. Every scan is encoded; each asks for the
 nearest scan of another patient, which should be of the same body region; prompts say on which side a lung tumour or an
@@ -41,7 +41,7 @@ def look_at(encoder: str, scans: Path, out: Path) -> dict[str, Estimate]:
     sides = np.stack([average(texts(some)) for some in said])  # (findings * left and right, e)
     rows, features = [], []
     table = read_table(scans / "labels_dev.csv")
-    for row in tqdm(table, disable=not sys.stderr.isatty()):
+    for row in tqdm(table, disable=None):
         try:
             volume = read_volume(scans / row["file"])
         except VolumeError as error:
@@ -107,7 +107,9 @@ def ask(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ctfm real-scans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("encoder", help="a dual encoder, see features.py")
     parser.add_argument("--scans", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="pictures of patients go there")
@@ -119,7 +121,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(given.metrics, json.loads(given.metrics.read_text()) | found)
     print(json.dumps(found, indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

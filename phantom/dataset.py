@@ -1,7 +1,7 @@
 """Phantoms -> a folder of scans and segmentations (MetaImage), table.csv and structures.json, in the layout `csv` of
 `prepare`.
 
-    python -m ctfm.phantom.dataset FOLDER --num-train 1000 --num-validation 150 --num-test 300 --num-workers 8
+    ctfm phantom FOLDER --num-train 1000 --num-validation 150 --num-test 300 --num-workers 8
 
 Test phantoms have seeds of their own, parameters from shifted ranges (other noise, kernels, spacing, sizes, body
 habitus) and reports in sentences that no training report has. Validation phantoms are drawn as the test phantoms are,
@@ -11,8 +11,7 @@ from other seeds: settings and calibration are chosen on them.
 import csv
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +133,7 @@ def write_dataset(dataset: PhantomDataset) -> Path:
     tasks = [(seed, split, dataset) for seed, split in plan(dataset)]
     for split in {split for _, split, _ in tasks}:
         (dataset.folder / split).mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=len(tasks), unit="phantom", disable=not sys.stderr.isatty())
+    bar = tqdm(total=len(tasks), unit="phantom", disable=None)
     structures = {number: name for number, name in SEGMENTATION_NAMES.items() if name != "background"}
     (dataset.folder / "structures.json").write_text(json.dumps(structures, indent=1))
     table = dataset.folder / "table.csv"
@@ -152,5 +151,6 @@ def write_dataset(dataset: PhantomDataset) -> Path:
     return table
 
 
-if __name__ == "__main__":
-    print(write_dataset(tyro.cli(PhantomDataset, description=__doc__)))
+def main(arguments: Sequence[str] | None = None) -> int:
+    print(write_dataset(tyro.cli(PhantomDataset, prog="ctfm phantom", args=arguments, description=__doc__)))
+    return 0

@@ -1,6 +1,6 @@
 """Checkpoint -> what the Space shows before anybody uploads: example series, and an indexed gallery of phantoms.
 
-    python -m ctfm.phantom.gallery --checkpoint checkpoints/default
+    ctfm gallery --checkpoint checkpoints/default
 
 space/examples/chest.zip       a DICOM series of a phantom; chest_prior.zip: the same patient before
 space/gallery/gallery.json     seed, findings, report and picture of every phantom, and the hash of the weights
@@ -102,12 +102,9 @@ def index(config: GalleryConfig) -> None:
     (folder / "gallery.json").write_text(json.dumps({"weights": digest, "scans": rows}, indent=1) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    config = tyro.cli(GalleryConfig, args=arguments, description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    config = tyro.cli(GalleryConfig, prog="ctfm gallery", args=arguments, description=__doc__)
     write_examples(config.out / "examples", config.example_shape)
     index(config)
     print(f"{config.num_scans} phantoms in {config.out.name}/gallery, 2 series in {config.out.name}/examples")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,7 +1,7 @@
 """metrics.json and run.json of a checkpoint -> the tables of its card, between marks; no number in them is typed by hand.
 
-    python -m ctfm.release.card                # writes model_card.md
-    python -m ctfm.release.card --checkpoint runs/other --card runs/other/README.md
+    ctfm card                # writes model_card.md
+    ctfm card --checkpoint runs/other --card runs/other/README.md
 
 A block starts at a line with `<!-- name -->` and ends before one with `<!-- /name -->`; in the header the marks are comments.
 """
@@ -26,7 +26,7 @@ AIMS = (
     ("calibration/ece", "Calibration error (ECE) after calibration", 0.05, False, 0),
     ("pointing_game/focal", "Pointing game, focal findings", 0.60, True, 0),
 )
-# pictures that ctfm.evaluate.evaluate draws, and what they show
+# pictures that `ctfm evaluate` draws, and what they show
 PICTURES = {
     "docs/failures.png": "The worst misses: each finding outlined in its scan, and beside it where the model looked for it",
 }
@@ -93,7 +93,7 @@ def finding_aurocs(metrics: Metrics) -> dict[str, Mapping[str, float]]:
     """
     found = {m[1]: value for key, value in metrics.items() if (m := re.fullmatch(r"zero_shot/([^/]+)/auroc", key))}
     if not found:
-        raise CardError("The metrics hold no zero_shot/FINDING/auroc; write them with ctfm.evaluate.evaluate.")
+        raise CardError("The metrics hold no zero_shot/FINDING/auroc; write them with ctfm evaluate.")
     return dict(sorted(found.items(), key=lambda pair: -pair[1]["value"]))
 
 
@@ -198,13 +198,9 @@ def fill_card(text: str, metrics: Metrics, run: Mapping[str, object], pictures: 
     return text
 
 
-def main() -> int:
-    options = tyro.cli(Card, description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = tyro.cli(Card, prog="ctfm card", args=arguments, description=__doc__)
     metrics, run = (json.loads((options.checkpoint / name).read_text()) for name in ("metrics.json", "run.json"))
     text = fill_card(options.card.read_text(), metrics, run, find_pictures(options.card))
     options.card.write_text(text)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

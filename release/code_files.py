@@ -1,15 +1,16 @@
 """Code of the package -> the folder of a checkpoint, so that the folder loads as it stands with `trust_remote_code=True`.
 
-    python -m ctfm.release.code_files        (or: make code)
+    ctfm code        (or: make code)
 
 writes the files beside the weights of checkpoints/default and reporting/checkpoints/default. They are copies, byte for byte:
 edit the file in the package, then run this. Copies and not links, because the loader and `save_pretrained` copy what lies in a
 folder, and writing to a link would change the package.
 """
 
+import argparse
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -58,14 +59,13 @@ def write_report_code(folder: Path, root: Path = ROOT) -> None:
         copy_code(classes.values(), root / "reporting", folder)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(
+        prog="ctfm code", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
     model, report = ROOT / "checkpoints" / "default", ROOT / "reporting" / "checkpoints" / "default"
     for file in (*model.glob("*.py"), *report.glob("*.py")):
         file.unlink()  # one that the package no longer has
     write_model_code(model)
     write_report_code(report)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

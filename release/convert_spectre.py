@@ -1,6 +1,6 @@
 """SPECTRE's published files -> one CTFM folder that `from_pretrained` loads.
 
-    python -m ctfm.release.convert_spectre --backbone spectre_backbone_vit_large_patch16_128.pt \\
+    ctfm convert-spectre --backbone spectre_backbone_vit_large_patch16_128.pt \\
         --combiner spectre_combiner_feature_vit_large.pt --image-head SigLIP_projection_head_image.pt \\
         --text-head SigLIP_projection_head_text.pt --text-tower spectre_qwen3_embedding_0.6B_lora.pt \\
         --text-config Qwen/Qwen3-Embedding-0.6B --out spectre-large
@@ -17,7 +17,7 @@ The weights are CC-BY-NC-SA-4.0, and so is what this writes. Code and paper: git
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -434,8 +434,10 @@ def save(model: CTFMModel | CTFMVisionModel, files: SpectreFiles, out: Path, tok
     write_card(model, files, out, image_processor.spacing)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ctfm convert-spectre", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--combiner")
     parser.add_argument(
@@ -452,7 +454,7 @@ def main() -> int:
         "--combiner-eps", type=float, default=1e-6, help="1e-6 as trained; 1e-5 as their package runs it"
     )
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     files = SpectreFiles(
         backbone=options.backbone,
         backbone_saw_reports=options.backbone_saw_reports,
@@ -467,13 +469,9 @@ def main() -> int:
     try:
         model = convert(files)
     except ConversionError as error:
-        print(f"convert_spectre: {error}", file=sys.stderr)
+        print(f"ctfm convert-spectre: {error}", file=sys.stderr)
         return 2
     save(model, files, options.out, options.text_config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__} with {parameters:,} parameters in {options.out}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """A finished run -> the folder of its checkpoint: what from_pretrained reads, and run.json, which says where it comes from.
 
-python -m ctfm.release.record runs/embedded checkpoints/default
+ctfm record runs/embedded checkpoints/default
 """
 
 import argparse
@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def describe(run: Path) -> dict[str, Any]:
     every = max(1, len(rows) // CURVE_ROWS)
     facts: dict[str, Any] = {
         "recipe": recipe["name"],
-        "command": f"python -m ctfm.train.pretrain {recipe['name']}",
+        "command": f"ctfm pretrain {recipe['name']}",
         "commit": commit,
         "seed": recipe["seed"],
         "data": "synthetic phantoms (phantom/make.py); no patient",
@@ -96,15 +96,13 @@ def record(run: Path, out: Path) -> None:
     (out / "run.json").write_text(json.dumps(describe(run), indent=1) + "\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ctfm record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="OUT of ctfm.train.pretrain")
     parser.add_argument("out", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     record(given.run, given.out)
     print(given.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

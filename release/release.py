@@ -1,7 +1,7 @@
 """Checkpoint -> Hub folders by allowlist, each tried in a fresh process; then one commit and one tag on the Hub for each.
 
-    python -m ctfm.release.release --model ORG/ctfm --report ORG/trialreport --space ORG/ctfm --dry-run
-    python -m ctfm.release.release --model ORG/ctfm --report ORG/trialreport --space ORG/ctfm
+    ctfm release --model ORG/ctfm --report ORG/trialreport --space ORG/ctfm --dry-run
+    ctfm release --model ORG/ctfm --report ORG/trialreport --space ORG/ctfm
 
 The tag is the version in pyproject.toml. It is set when the commit was read back and holds what was sent, so a tag never
 points to half a release; after an interruption start the same command again, and what is published already stays as it is. The
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -158,7 +158,7 @@ def bring_space(space: Path, checkpoint: Path) -> None:
     subprocess.run([sys.executable, "fetch_viewer.py"], cwd=space, check=True)
     index = space / "gallery" / "gallery.json"
     if not index.is_file() or json.loads(index.read_text())["weights"] != sha256(checkpoint / "model.safetensors"):
-        command = [sys.executable, "-m", "ctfm.phantom.gallery", "--checkpoint", str(checkpoint.absolute())]
+        command = [sys.executable, "-m", "ctfm", "gallery", "--checkpoint", str(checkpoint.absolute())]
         subprocess.run([*command, "--out", str(space)], cwd=ROOT, check=True)
 
 
@@ -240,7 +240,7 @@ def check_cards(release: Release) -> None:
             lacking = next((line for line in filled.splitlines() if line not in text.splitlines()), "their order")
             raise ReleaseError(
                 f"model_card.md does not hold the numbers of {release.checkpoint.name}/metrics.json and run.json; it lacks "
-                f'"{lacking}". Run python -m ctfm.release.card.'
+                f'"{lacking}". Run ctfm card.'
             )
     if release.report:
         card, results = ROOT / "reporting" / "model_card.md", ROOT / "reporting" / "results.json"
@@ -389,14 +389,10 @@ def release_from(release: Release, out: Path, space: Path) -> int:
     return 0
 
 
-def main() -> int:
-    release = tyro.cli(Release, description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    release = tyro.cli(Release, prog="ctfm release", args=arguments, description=__doc__)
     try:
         return run(release)
     except ReleaseError as error:
-        print(f"release: {error}", file=sys.stderr)
+        print(f"ctfm release: {error}", file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -2,7 +2,7 @@
 
     python space/measure_gate.py checkpoints/default runs/gate/table.csv
 
-TABLE has the columns path, split, report and one of each finding (1 or 0), as `ctfm.phantom.dataset` writes it. Scans of
+TABLE has the columns path, split, report and one of each finding (1 or 0), as `ctfm phantom` writes it. Scans of
 split "train" are the reference; on those of "validation", which were drawn with other settings, the threshold and the levels
 of the maps are chosen; of "test" it is told how many the gate lets through. --other names scans that it should refuse.
 """

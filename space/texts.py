@@ -23,9 +23,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "full_size": (
         "The full-size model (397 M parameters) is SPECTRE-Large, which this package runs exactly: "
-        "`python -m ctfm.release.convert_spectre`.",
+        "`ctfm convert-spectre`.",
         "Het model op volle grootte (397 M parameters) is SPECTRE-Large, dat dit pakket exact uitvoert: "
-        "`python -m ctfm.release.convert_spectre`.",
+        "`ctfm convert-spectre`.",
     ),
     "privacy": (
         "An upload lives in a temporary folder and is deleted as soon as it is read. Nothing is logged. The scan itself stays "

@@ -314,7 +314,7 @@ def test_lora_is_merged_at_alpha_over_rank() -> None:
 def test_command_line_writes_a_folder_with_a_card_whose_snippet_runs(
     published: SpectreFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-m", "ctfm.release.convert_spectre", "--backbone", published.backbone]
+    command = [sys.executable, "-m", "ctfm", "convert-spectre", "--backbone", published.backbone]
     command += ["--combiner", str(published.combiner), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -96,14 +96,27 @@ def test_the_transformers_that_code_from_the_hub_asks_for_is_that_of_the_package
 
 
 @pytest.mark.parametrize(
-    "command", [["-m", "ctfm.train.pretrain", "--help"], ["-c", "import ctfm.evaluate.probe"]], ids=str
+    ("command", "code"),
+    [
+        (["-m", "ctfm.train.pretrain", "--help"], 1),
+        (["-c", "import ctfm.evaluate.probe"], 1),
+        (["-m", "ctfm", "learning-curve", "--help"], 2),
+    ],
+    ids=str,
 )
-def test_training_without_the_extra_names_the_command_that_installs_it(command: list[str], tmp_path: Path) -> None:
+def test_training_without_the_extra_names_the_command_that_installs_it(
+    command: list[str], code: int, tmp_path: Path
+) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tyro'] = None\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     run = subprocess.run([sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith("ModuleNotFoundError: tyro not installed.")
+    assert run.returncode == code
+    *before, last = run.stderr.splitlines()
+    if code == 2:
+        assert before == []
+        assert last.startswith('ctfm learning-curve: "tyro" is not installed.')
+    else:
+        assert last.startswith("ModuleNotFoundError: tyro not installed.")
     assert 'pip install ".[train]" in the cloned folder' in run.stderr
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,8 +21,7 @@ from ctfm import (
     CTFMVisionModel,
     read_volume,
 )
-from ctfm.__main__ import SPACINGS, main
-from ctfm.image_processing_ctfm import SPACING_PRESETS
+from ctfm.__main__ import COMMANDS, main
 from ctfm.phantom.dicom_series import write_dicom_series
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
@@ -325,10 +325,8 @@ def test_help_and_inspect_load_neither_torch_nor_transformers(tmp_path: Path) ->
 import sys
 from ctfm.__main__ import main
 
-try:
-    main(["--help"])
-except SystemExit:
-    assert sys.modules.keys().isdisjoint({"numpy", "torch", "transformers"})
+assert main(["--help"]) == 0
+assert sys.modules.keys().isdisjoint({"argparse", "numpy", "torch", "transformers"})
 assert main(["inspect", sys.argv[1]]) == 0
 assert sys.modules.keys().isdisjoint({"torch", "transformers"})
 """
@@ -358,8 +356,39 @@ except AttributeError as error:
     run_python(code, str(checkpoint))
 
 
-def test_the_choices_of_spacing_are_those_of_the_processor() -> None:
-    assert set(SPACINGS) == set(SPACING_PRESETS)
+NAMES = [name for _, commands in COMMANDS.values() for name in commands]
+
+
+def test_help_has_one_line_for_every_command(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in NAMES:
+        assert sum(line.split()[:1] == [name] for line in lines) == 1, name
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_describes_its_arguments_under_its_own_name(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([name, "--help"])
+    assert leaving.value.code == 0
+    assert f"usage: ctfm {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["embedd"], ["--verbose"]])
+def test_what_is_no_command_answers_2_and_lists_the_commands(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "inspect" in printed.err
+    assert printed.err.splitlines()[-1].startswith("ctfm: ")
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"ctfm \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
 # ---- which weights ----

@@ -217,7 +217,7 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, studies: Path) -> N
 
 
 def test_workers_print_nothing(tmp_path: Path, studies: Path) -> None:
-    command = [sys.executable, "-m", "ctfm.train.prepare", "folder", str(studies), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "ctfm", "prepare", "folder", str(studies), str(tmp_path / "out")]
     done = subprocess.run([*command, "--num-workers", "2", "--scans-per-shard", "2"], capture_output=True, text=True)
     assert done.stdout.startswith("5 scans prepared, 0 left out")
     assert done.stderr == ""

@@ -246,9 +246,10 @@ def write_space(root: Path) -> None:
     )
     (root / "phantom" / "gallery.py").write_text(
         "import hashlib, json, random, sys\nfrom pathlib import Path\n"
-        "checkpoint, out = Path(sys.argv[2]), Path(sys.argv[4]) / 'gallery'\nout.mkdir(exist_ok=True)\n"
-        "weights = hashlib.sha256((checkpoint / 'model.safetensors').read_bytes()).hexdigest()\n"
-        "(out / 'gallery.json').write_text(json.dumps({'weights': weights, 'another_time': random.random()}))\n"
+        "def main(arguments):\n"
+        " checkpoint, out = Path(arguments[1]), Path(arguments[3]) / 'gallery'\n out.mkdir(exist_ok=True)\n"
+        " weights = hashlib.sha256((checkpoint / 'model.safetensors').read_bytes()).hexdigest()\n"
+        " (out / 'gallery.json').write_text(json.dumps({'weights': weights, 'another_time': random.random()}))\n return 0\n"
     )
     with (root / ".gitignore").open("a") as file:
         file.write("/space/static/\n/space/gallery/\n")
@@ -365,7 +366,7 @@ def test_a_number_in_the_card_that_is_not_in_the_metrics_file_is_refused(
 ) -> None:
     for name, facts in (("run.json", RUN), ("metrics.json", METRICS | {key: METRICS[key] | {part: 0.123}})):
         (tmp_path / name).write_text(json.dumps(facts))
-    with pytest.raises(ReleaseError, match=r"0\.123.*ctfm\.release\.card"):
+    with pytest.raises(ReleaseError, match=r"0\.123.*ctfm card"):
         release.check_cards(Release(model=REPO, checkpoint=tmp_path))
 
 
@@ -436,7 +437,8 @@ def run_release(project: Path, hub: LocalHub) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
         "-m",
-        "ctfm.release.release",
+        "ctfm",
+        "release",
         "--model",
         REPO,
         "--space",

@@ -91,7 +91,7 @@ def planned(target: str, checkpoint: Path) -> list[str]:
 def test_where_there_is_a_checkpoint_make_opens_the_space(target: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     programs = [program.strip() for program in planned(target, tmp_path)]
-    gallery = [f"-m ctfm.phantom.gallery --checkpoint {tmp_path}"]
+    gallery = [f"-m ctfm gallery --checkpoint {tmp_path}"]
     assert programs == [*["-m ctfm demo"] * (target == "demo"), *gallery, "space/fetch_viewer.py", "space/app.py"]
 
 

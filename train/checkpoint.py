@@ -1,6 +1,6 @@
 """Training state <-> folder, and folder -> Hub files.
 
-    python -m ctfm.train.checkpoint runs/x/checkpoints/alignment-0001500 EXPORTED
+    ctfm export runs/x/checkpoints/alignment-0001500 EXPORTED
 
     OUT/recipe.json            what decides the run
     OUT/processor/             image processor and tokenizer
@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -252,15 +252,13 @@ def export(path: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     processor.save_pretrained(out)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ctfm export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     export(given.checkpoint, given.out)
     print(given.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

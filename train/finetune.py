@@ -1,8 +1,8 @@
 """Any checkpoint + labels of prepared folders -> a model of findings or of voxels that from_pretrained loads.
 
-    python -m ctfm.train.finetune findings --recipe.start checkpoints/default --out runs/findings --data PREPARED
-    python -m ctfm.train.finetune segmentation --recipe.start RUN/exported --out runs/organs --data PREPARED
-    accelerate launch --config_file train/launch/accelerate_1x8.yaml -m ctfm.train.finetune findings ...
+    ctfm finetune findings --recipe.start checkpoints/default --out runs/findings --data PREPARED
+    ctfm finetune segmentation --recipe.start RUN/exported --out runs/organs --data PREPARED
+    accelerate launch --config_file train/launch/accelerate_1x8.yaml -m ctfm finetune findings ...
 
 The loop is that of pretrain.py: resumable to the bit, on any number of processes; `--recipe.trunk-is-frozen` trains the head
 alone, `--recipe.from-scratch` draws all weights anew, which is the supervised baseline of a checkpoint. OUT/log.jsonl has a
@@ -44,9 +44,9 @@ HEADS = ("classifier.", "token_head.", "token_weights", "decoder.")  # what lies
 MODELS = {"findings": CTFMForImageClassification, "segmentation": CTFMForSemanticSegmentation}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     accelerator = prepare_process()
-    fine_tune(read_run(), accelerator)
+    fine_tune(read_run(arguments), accelerator)
     accelerator.end_training()
     return 0
 
@@ -58,6 +58,7 @@ def read_run(arguments: Sequence[str] | None = None) -> Run:
             name: (str(make.__doc__), Run(recipe=make(), out=tyro.MISSING, data=tyro.MISSING, probe_every=500))
             for name, make in FINE_TUNINGS.items()
         },
+        prog="ctfm finetune",
         description=__doc__,
         args=arguments,
     )

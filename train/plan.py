@@ -1,14 +1,14 @@
 """Measured numbers and stated assumptions -> what the recipe `large` needs: storage, reading, hours, cost, what breaks first.
 
-    python -m ctfm.train.plan
+    ctfm plan
 
 Prints the part of train/README.md between its two `plan` lines. Operations are counted (throughput.py), bytes and processor
 seconds were measured (benchmarks/results/data_cpu.json); nothing in `Assumptions` was measured by us.
 """
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,10 +258,9 @@ def tell_nodes(work: list[Work], assumed: Assumptions, measured: Measured) -> li
     return lines
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(
+        prog="ctfm plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
     print(format_plan(large(), Assumptions(), read_measured()))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Scans and reports -> shards + manifest + fingerprint, once, offline.
 
-    python -m ctfm.train.prepare ct-rate DOWNLOADED PREPARED --num-workers 64
+    ctfm prepare ct-rate DOWNLOADED PREPARED --num-workers 64
 
 Layouts: folder, csv, ct-rate, merlin, inspect, nlst, rad-chestct (see layouts.py). PREPARED may be shared as the scans may:
 it holds voxels, geometry, reports, labels and keyed hashes, and no name, number, date, path or UID. What links it to the scans
@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import secrets
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -101,9 +100,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     tasks = plan_tasks(sources, config, key)
     remove_strangers(config.out, len(tasks))
     missing = [task for task in tasks if not is_done(task)]
-    with tqdm(
-        total=len(tasks), initial=len(tasks) - len(missing), unit="shard", disable=not sys.stderr.isatty()
-    ) as bar:
+    with tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="shard", disable=None) as bar:
         for _ in run_tasks(missing, config.num_workers):
             bar.update()
     write_text(config.out / "structures.json", json.dumps(read_structures(config.source)))
@@ -491,7 +488,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ctfm prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("layout", choices=list(LAYOUTS))
     parser.add_argument("source", type=Path, help="the folder, or the table of layout csv")
     parser.add_argument("out", type=Path)
@@ -505,7 +504,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refused = sum(fingerprint["refused"].values())
     print(f"{fingerprint['num_scans']} scans prepared, {refused} left out (refusals.csv, fingerprint.json)")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

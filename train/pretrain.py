@@ -1,8 +1,8 @@
 """Recipe + prepared folders -> checkpoints and a Hub folder. Resumes by itself: start the same command again.
 
-    python -m ctfm.train.pretrain demo --out runs/demo --data runs/prepared
-    accelerate launch --config_file train/launch/accelerate_1x8.yaml -m ctfm.train.pretrain large --out RUN --data PREPARED
-    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm.train.pretrain demo ...  # CPUs
+    ctfm pretrain demo --out runs/demo --data runs/prepared
+    accelerate launch --config_file train/launch/accelerate_1x8.yaml -m ctfm pretrain large --out RUN --data PREPARED
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node 2 -m ctfm pretrain demo ...  # CPUs
 
 Every draw of a step depends on the recipe's seed and the step alone, so a run that was killed goes on with the losses it
 would have had, to the bit on the same number of processes. SIGTERM and SIGUSR1 save and leave with code 0, without the file
@@ -89,9 +89,9 @@ class Run:
     stop_after: float = float("inf")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     accelerator = prepare_process()
-    pretrain(read_run(), accelerator)
+    pretrain(read_run(arguments), accelerator)
     accelerator.end_training()
     return 0
 
@@ -113,6 +113,7 @@ def read_run(arguments: Sequence[str] | None = None) -> Run:
             name: (str(make.__doc__), Run(recipe=make(), out=tyro.MISSING, data=needed_data(make())))
             for name, make in RECIPES.items()
         },
+        prog="ctfm pretrain",
         description=__doc__,
         args=arguments,
     )

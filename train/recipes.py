@@ -1,7 +1,7 @@
 """The named runs, and the dataclasses they are built from. A recipe holds all that decides what is learnt, and nothing of the
 machine: that is `launch/*.yaml`, and `Run` in pretrain.py.
 
-    python -m ctfm.train.pretrain RECIPE --help
+    ctfm pretrain RECIPE --help
 """
 
 import math

@@ -75,7 +75,7 @@ def write_tables(folder: Path, scans: Sequence[Mapping[str, Any]], labels: Seque
         for kind in tables
     )
     (folder / "README.md").write_text(
-        f"---\nconfigs:\n{files}---\n\nScans prepared by `ctfm.train.prepare`. Research only: not for diagnosis or any "
+        f"---\nconfigs:\n{files}---\n\nScans prepared by `ctfm prepare`. Research only: not for diagnosis or any "
         "decision about a patient.\n"
         if splits
         else "No scan could be prepared; refusals.csv says why.\n"

@@ -23,7 +23,7 @@ cp "$OUT/run/log.jsonl" "$OUT"
 if [ -e "$OUT/run/finished" ]; then
   cp -r "$OUT/run/exported" "$OUT"
 else
-  python -m ctfm.train.checkpoint "$(ls -td "$OUT"/run/checkpoints/*-0* | head -n 1)" "$OUT/exported"
+  python -m ctfm export "$(ls -td "$OUT"/run/checkpoints/*-0* | head -n 1)" "$OUT/exported"
 fi
 split -b 15000000 "$OUT/exported/model.safetensors" "$OUT/exported/model.safetensors.part-"
 rm "$OUT/exported/model.safetensors"
