@@ -4,6 +4,7 @@ PYTHON ?= python3
 SCAN ?=
 SPACE ?= $(if $(CI),no,yes)
 CHECKPOINT := checkpoints/default
+WEIGHTS = $(wildcard $(CHECKPOINT)/model*.safetensors)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,7 @@ setup: .venv/.done
 
 demo: setup
 	$(BIN)/python -m ctfm demo $(if $(SCAN),"$(SCAN)")
-ifeq ($(wildcard $(CHECKPOINT)/model.safetensors),)
+ifeq ($(WEIGHTS),)
 	@echo "The Space opens once there is a trained checkpoint in $(CHECKPOINT)."
 else ifeq ($(SPACE),yes)
 	@$(MAKE) --no-print-directory space
@@ -54,7 +55,7 @@ shown: space/gallery/gallery.json viewer
 viewer: setup
 	$(BIN)/python space/fetch_viewer.py
 
-space/gallery/gallery.json: $(CHECKPOINT)/model.safetensors phantom/gallery.py | setup
+space/gallery/gallery.json: $(WEIGHTS) phantom/gallery.py | setup
 	$(BIN)/python -m ctfm gallery --checkpoint $(CHECKPOINT)
 
 test: viewer

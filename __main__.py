@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
         {
             "convert-spectre": ("release.convert_spectre", "SPECTRE's published weights to a CTFM checkpoint"),
             "record": ("release.record", "a finished run to the folder of its checkpoint"),
+            "split-weights": ("release.split_weights", "the text tower of a folder to a file of its own"),
             "card": ("release.card", "the figures of the model card from its metrics"),
             "code": ("release.code_files", "copy the package's code into the folders of the checkpoints"),
             "gallery": ("phantom.gallery", "phantoms that the Space shows, encoded by a checkpoint"),

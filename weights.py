@@ -1,8 +1,13 @@
 """Checkpoint -> model of which every weight was read. `from_pretrained` alone draws at random what a file lacks, and warns."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+INDEX = "model.safetensors.index.json"
 
 
 def load_complete(model_class: Any, source: str | os.PathLike, *, new: Sequence[str] = (), **loading: Any) -> Any:
@@ -27,3 +32,24 @@ def load_complete(model_class: Any, source: str | os.PathLike, *, new: Sequence[
             f"again, or load it as the class that it was saved as ({type(model).__name__} is asked for)."
         )
     return model
+
+
+def list_weights(folder: Path) -> tuple[str, ...]:
+    """Names of the files that hold the weights of a folder, sorted. A single file goes before an index, as in transformers."""
+    if (folder / "model.safetensors").is_file() or not (folder / INDEX).is_file():
+        return ("model.safetensors",)
+    return tuple(sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values())))
+
+
+def hash_weight_files(folder: Path) -> str:
+    """SHA-256 of the files of `list_weights`, one after the other; of a single file it is that file's own.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights.
+    """
+    digest = hashlib.sha256()
+    for name in list_weights(folder):
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

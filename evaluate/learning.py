@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
-    measuring.add_argument("run", type=Path, help="OUT of ctfm.train.pretrain")
+    measuring.add_argument("run", type=Path, help="OUT of ctfm pretrain")
     measuring.add_argument("--train", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--test", required=True, metavar="FOLDER@SPLIT")
     measuring.add_argument("--phases", nargs="*", default=[])

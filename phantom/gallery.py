@@ -9,7 +9,6 @@ space/gallery/gallery.safetensors   `image_embeds` (scans, e), in the order of g
 Nothing of it is committed: `make space` and a release write it for the weights they are about to show. No patient is in it.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from .. import CTFMModel, CTFMProcessor
 from ..drawing_ctfm import INTENSITY_WINDOWS, draw_planes
 from ..volume_ctfm import Volume
-from ..weights import load_complete
+from ..weights import hash_weight_files, load_complete
 from .dicom_series import write_dicom_series
 from .make import Phantom, make_phantom
 
@@ -97,9 +96,9 @@ def index(config: GalleryConfig) -> None:
             }
         )
     save_file({"image_embeds": torch.stack(embeddings)}, folder / "gallery.safetensors")
-    with (config.checkpoint / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    (folder / "gallery.json").write_text(json.dumps({"weights": digest, "scans": rows}, indent=1) + "\n")
+    (folder / "gallery.json").write_text(
+        json.dumps({"weights": hash_weight_files(config.checkpoint), "scans": rows}, indent=1) + "\n"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

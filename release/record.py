@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..weights import list_weights
 from .code_files import write_model_code
+from .split_weights import split_weights
 
 ROOT = Path(__file__).parent.parent
 WATTS_A_CORE = 15.0  # assumed, not measured: a server's core at work with its share of memory and cooling
@@ -47,9 +49,12 @@ def name_hardware() -> str:
     return f"{os.cpu_count()} CPU cores ({model}), shared with other work"
 
 
-def count_parameters(weights: Path) -> int:
-    with safe_open(weights, framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+def count_parameters(folder: Path) -> int:
+    count = 0
+    for name in list_weights(folder):
+        with safe_open(folder / name, framework="pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
 
 
 def describe(run: Path) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def describe(run: Path) -> dict[str, Any]:
         "commit": commit,
         "seed": recipe["seed"],
         "data": "synthetic phantoms (phantom/make.py); no patient",
-        "parameters": count_parameters(run / "exported" / "model.safetensors"),
+        "parameters": count_parameters(run / "exported"),
     }
     for name, phase in recipe["phases"].items():
         facts[f"{name}_steps"] = f"{phase['steps']} of {phase['global_batch']}"
@@ -81,7 +86,7 @@ def describe(run: Path) -> dict[str, Any]:
 
 
 def record(run: Path, out: Path) -> None:
-    """Copies what the run exported, with the package's code of today, and writes run.json beside it.
+    """Copies what the run exported, its text tower in a file of its own, with the package's code of today, and writes run.json.
 
     Raises:
         ValueError: the run is not finished.
@@ -92,6 +97,7 @@ def record(run: Path, out: Path) -> None:
     for path in (run / "exported").iterdir():
         if path.is_file() and path.suffix != ".py":
             shutil.copy(path, out)
+    split_weights(out)
     write_model_code(out)
     (out / "run.json").write_text(json.dumps(describe(run), indent=1) + "\n")
 
@@ -100,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ctfm record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="OUT of ctfm.train.pretrain")
+    parser.add_argument("run", type=Path, help="OUT of ctfm pretrain")
     parser.add_argument("out", type=Path)
     given = parser.parse_args(arguments)
     record(given.run, given.out)

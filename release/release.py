@@ -33,14 +33,13 @@ from ..phantom.make import make_phantom
 from ..processing_ctfm import CTFMProcessor
 from ..reporting.evaluate import figures_table
 from ..volume_ctfm import Volume
-from ..weights import load_complete
+from ..weights import INDEX, hash_weight_files, list_weights, load_complete
 from .card import fill_card, find_pictures
 from .code_files import copy_code, write_model_code, write_report_code
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINT_FILES = (
+CHECKPOINT_FILES = (  # beside the weights
     "config.json",
-    "model.safetensors",
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -111,6 +110,12 @@ def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
+def list_files(checkpoint: Path) -> tuple[str, ...]:
+    """What from_pretrained reads of a folder, beside code: configs, and weights with their index where they are split."""
+    index = (INDEX,) if (checkpoint / INDEX).is_file() else ()
+    return (*CHECKPOINT_FILES, *list_weights(checkpoint), *index)
+
+
 def write_card(card: Path, package: Package, tag: str) -> None:
     """The card as README.md, with the pictures that it shows; its snippet loads this repository at this version."""
     text, count = SNIPPET.subn(f'repo, revision = "{package.repo}", "{tag}"', card.read_text())
@@ -127,7 +132,7 @@ def write_card(card: Path, package: Package, tag: str) -> None:
 def stage_model(package: Package, checkpoint: Path, tag: str) -> None:
     """The CT model: weights, configs, code, card, licence, protocols, and what it was trained and measured with."""
     gate = ["gate.safetensors"] if (checkpoint / "gate.safetensors").is_file() else []  # space/measure_gate.py
-    copy_files((*CHECKPOINT_FILES, "metrics.json", "run.json", *gate), checkpoint, package.folder)
+    copy_files((*list_files(checkpoint), "metrics.json", "run.json", *gate), checkpoint, package.folder)
     write_model_code(package.folder, ROOT)
     copy_files(["LICENSE"], ROOT, package.folder)
     protocols = [
@@ -140,7 +145,8 @@ def stage_model(package: Package, checkpoint: Path, tag: str) -> None:
 def stage_report(package: Package, tag: str) -> None:
     """The trial-report model, in the same way; its thresholds are in calibration.json, its figures in results.json."""
     source = ROOT / "reporting"
-    copy_files((*CHECKPOINT_FILES, "calibration.json"), source / "checkpoints" / "default", package.folder)
+    own = source / "checkpoints" / "default"
+    copy_files((*list_files(own), "calibration.json"), own, package.folder)
     write_report_code(package.folder, ROOT)
     copy_code(
         ["__init__", "check", "render"], source, package.folder
@@ -157,7 +163,7 @@ def bring_space(space: Path, checkpoint: Path) -> None:
     """
     subprocess.run([sys.executable, "fetch_viewer.py"], cwd=space, check=True)
     index = space / "gallery" / "gallery.json"
-    if not index.is_file() or json.loads(index.read_text())["weights"] != sha256(checkpoint / "model.safetensors"):
+    if not index.is_file() or json.loads(index.read_text())["weights"] != hash_weight_files(checkpoint):
         command = [sys.executable, "-m", "ctfm", "gallery", "--checkpoint", str(checkpoint.absolute())]
         subprocess.run([*command, "--out", str(space)], cwd=ROOT, check=True)
 
@@ -181,7 +187,8 @@ def pin_space(package: Package, pins: Mapping[str, tuple[str, str]]) -> None:
     (package.folder / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
     card = RepoCard.load(package.folder / "README.md")
     card.data["models"] = [repo for repo, _ in pins.values()]
-    card.data["preload_from_hub"] = [f"{repo} {','.join(CHECKPOINT_FILES)} {at}" for repo, at in pins.values()]
+    needed = {name: ",".join(list_files(package.folder.with_name(name))) for name in pins}
+    card.data["preload_from_hub"] = [f"{repo} {needed[name]} {at}" for name, (repo, at) in pins.items()]
     card.save(package.folder / "README.md")
 
 

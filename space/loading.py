@@ -41,7 +41,7 @@ class Weights:
     """A checkpoint and the code that goes with it.
 
     `volume` is the module volume_ctfm (readers and their errors); `grade` the zero-shot pipeline around the loaded model;
-    `digest` is the hash of the weights file; `metrics` and `run` are the checkpoint's own files, empty where it has none.
+    `digest` is the hash of the weights; `metrics` and `run` are the checkpoint's own files, empty where it has none.
     """
 
     model: Any
@@ -76,7 +76,7 @@ def find_source() -> Source:
         return Source(model=model, revision=os.environ.get("CTFM_REVISION"))
     if (HERE / "model.json").is_file():
         return Source(**json.loads((HERE / "model.json").read_text()))
-    if (REPOSITORY_CHECKPOINT / "model.safetensors").is_file():
+    if (REPOSITORY_CHECKPOINT / "config.json").is_file():
         return Source(model=str(REPOSITORY_CHECKPOINT))
     raise SystemExit("No checkpoint: set CTFM_MODEL to a folder or a Hub id.")
 
@@ -109,7 +109,7 @@ def load_weights(source: Source) -> Weights:
         volume=sys.modules[reads.__module__],
         drawing=load_module("drawing_ctfm", "principal_components", source),
         name=source.model if "/" in source.model and not Path(source.model).exists() else "embedded checkpoint",
-        digest=hash_file(find_file("model.safetensors", source)),
+        digest=hash_weights(source),
         metrics=read_json(find_file("metrics.json", source)),
         run=read_json(find_file("run.json", source)),
         gate=load_gate(find_file("gate.safetensors", source)),
@@ -140,8 +140,14 @@ def read_json(path: Path | None) -> dict[str, Any]:
     return {} if path is None else json.loads(path.read_text())
 
 
-def hash_file(path: Path | None) -> str:
-    if path is None:
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_weights(source: Source) -> str:
+    """Of all files of the weights, as ctfm's hash_weight_files, which galleries hold; empty without safetensors."""
+    index = read_json(find_file("model.safetensors.index.json", source))
+    names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    paths = [path for name in names if (path := find_file(name, source)) is not None]
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if paths else ""

@@ -17,6 +17,7 @@ from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.release import release
 from ctfm.release.card import fill_card
 from ctfm.release.release import Package, Release, ReleaseError, publish
+from ctfm.release.split_weights import SHARDS, split_weights
 from huggingface_hub import HfApi, ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
@@ -218,6 +219,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CTFMModel(tiny_config()).to(torch.bfloat16).save_pretrained(checkpoint)
     image_processor = CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native")
     CTFMProcessor(image_processor, tiny_tokenizer()).save_pretrained(checkpoint)
+    split_weights(checkpoint)
     (checkpoint / "optimizer.bin").write_bytes(b"not for the Hub")
     (checkpoint / "metrics.json").write_text(json.dumps(METRICS))
     (checkpoint / "run.json").write_text(json.dumps(RUN))
@@ -245,10 +247,10 @@ def write_space(root: Path) -> None:
         "from pathlib import Path\nPath('static').mkdir(exist_ok=True)\nPath('static/viewer.js').write_text('viewer')\n"
     )
     (root / "phantom" / "gallery.py").write_text(
-        "import hashlib, json, random, sys\nfrom pathlib import Path\n"
+        "import json, random\nfrom pathlib import Path\nfrom ..weights import hash_weight_files\n"
         "def main(arguments):\n"
         " checkpoint, out = Path(arguments[1]), Path(arguments[3]) / 'gallery'\n out.mkdir(exist_ok=True)\n"
-        " weights = hashlib.sha256((checkpoint / 'model.safetensors').read_bytes()).hexdigest()\n"
+        " weights = hash_weight_files(checkpoint)\n"
         " (out / 'gallery.json').write_text(json.dumps({'weights': weights, 'another_time': random.random()}))\n return 0\n"
     )
     with (root / ".gitignore").open("a") as file:
@@ -287,19 +289,21 @@ def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
         for name in ("model", "report", "space")
     }
     data = {*release.CHECKPOINT_FILES, "README.md", "LICENSE"}
+    shards = {*SHARDS, "model.safetensors.index.json"}
     protocols = {f"protocols/{path.name}" for path in (ROOT / "evaluate" / "protocols").glob("*.json")}
-    assert files["model"] == data | CODE | protocols | {"metrics.json", "run.json", "docs/failures.png"}
+    assert files["model"] == data | shards | CODE | protocols | {"metrics.json", "run.json", "docs/failures.png"}
     code = {f"{name}_trialreport.py" for name in ("configuration", "modeling", "processing")}
     code |= {"__init__.py", "check.py", "render.py", "checklist.py", "documents.py", "elements.py"}
     figures = {"calibration.json", "results.json", "data_card.md", "report.html", "report.schema.json"}
     assert files["report"] >= data | code | figures
-    assert {name for name in files["report"] - data - code - figures if not name.endswith(".py")} == set()
+    extra = files["report"] - data - code - figures
+    assert {name for name in extra if not name.endswith(".py")} == {"model.safetensors"}
     assert files["report"].isdisjoint({"train.py", "crossfold.py", "evaluate.py", "corpora.py"})
     own = {"README.md", "app.py", "requirements.txt", "fetch_viewer.py", "model.json"}
     own |= {"static/viewer.js", "gallery/gallery.json"}
     assert files["space"] == own
-    weights = tmp_path / "model" / "model.safetensors"
-    assert f"{weights.stat().st_size:,}  model.safetensors" in printed
+    weights = tmp_path / "model" / SHARDS[0]
+    assert f"{weights.stat().st_size:,}  {SHARDS[0]}" in printed
     assert f'{REPO} loads in a fresh process and answers "its answer"' in printed
 
 
