@@ -17,7 +17,7 @@ help:
 	@echo "make pictures          take the pictures of the Space in docs/ again (needs chromium)"
 	@echo "make test              run the tests"
 	@echo "make fuzz SECONDS=60   mutated files through every reader, for so long each; findings stay in runs/fuzz"
-	@echo "make lint              ruff and pyright"
+	@echo "make lint              ruff, import-linter and pyright"
 	@echo "make docs              build the documentation site in build/site and check its links (LINKS=yes: those to other sites, too)"
 	@echo "make code              copy the package's code into the folders of the checkpoints, after it was edited"
 	@echo "make train-demo        pretrain a tiny model on phantoms from end to end (minutes; to runs/train_demo)"
@@ -71,6 +71,7 @@ fuzz: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 # A site in build/site, of README, docs and docstrings; a link that leads nowhere is an error.
