@@ -16,7 +16,15 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
         {
             "inspect": ("inspection", "what is in a scan, what was checked and what was repaired"),
             "embed": ("embedding", "features of scans, as safetensors, and a manifest"),
+            "worklist": ("worklist", "a folder of studies ranked by what a checkpoint says, with a page"),
             "demo": ("demo", "the main job on one scan, with pictures"),
+        },
+    ),
+    "Search": (
+        "search",
+        {
+            "index": ("vector_index", "an index of embedded scans"),
+            "search": ("search", "scans like a text, a scan or a region of one"),
         },
     ),
     "Training": (
@@ -25,6 +33,7 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "phantom": ("phantom.dataset", "draw synthetic patients: scans, label maps, findings and reports"),
             "prepare": ("train.prepare", "scans, reports and label maps to shards, once"),
             "pretrain": ("train.pretrain", "a recipe from end to end; the same command resumes it"),
+            "probe": ("train.table_probe", "a table of scans to a trained head on frozen features, in minutes"),
             "finetune": ("train.finetune", "a checkpoint and labels to a model of findings or of voxels"),
             "export": ("train.checkpoint", "any checkpoint of a run to a folder that from_pretrained loads"),
             "plan": ("train.plan", "storage, hours and cost of the largest recipe on 250,000 scans"),
@@ -34,7 +43,7 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
         "train",
         {
             "evaluate": ("evaluate.evaluate", "metrics of a checkpoint with 95 % intervals, by a protocol"),
-            "probe": ("evaluate.probe", "how much the features of checkpoints know of the labels, quickly"),
+            "probe-checkpoints": ("evaluate.probe", "how much features know of the labels, while a run goes on"),
             "learning-curve": ("evaluate.learning", "probes of every checkpoint of a run, and their curve"),
             "real-scans": ("evaluate.real_scans", "a sanity check on a few real scans, with pictures"),
         },
@@ -84,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def format_help() -> str:
     lines = ["usage: ctfm COMMAND ...", "       ctfm COMMAND --help", "       ctfm --version"]
     for group, (_, commands) in COMMANDS.items():
-        lines += ["", f"{group}:", *(f"  {name:17}{line}" for name, (_, line) in commands.items())]
+        lines += ["", f"{group}:", *(f"  {name:18}{line}" for name, (_, line) in commands.items())]
     return "\n".join(lines)
 
 

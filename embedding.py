@@ -1,30 +1,47 @@
-"""Scans -> feature files and a manifest: `ctfm embed`."""
+"""Scans -> feature files, a manifest and one table: `ctfm embed`."""
 
 import argparse
 import csv
 import hashlib
+import itertools
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from . import CTFMImageProcessor, CTFMModel, CTFMVisionConfig, CTFMVisionModel, VolumeError
-from .image_processing_ctfm import SPACING_PRESETS
-from .volume_studies_ctfm import find_scans
+from . import (
+    CTFMImageProcessor,
+    CTFMModel,
+    CTFMVisionConfig,
+    CTFMVisionModel,
+    Volume,
+    VolumeError,
+    collate_scans,
+)
+from .image_processing_ctfm import SPACING_PRESETS, CTFMBatchFeature
+from .volume_studies_ctfm import Found, find_scans
 from .weights import load_complete
 
 UNTRAINED = "untrained"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
+VECTORS = ("scan_features", "image_embeds")  # of a whole scan: what the table holds
+PARQUET_ROWS = 5000  # in memory at once
+Task = TypeVar("Task")
+Read = TypeVar("Read")
 MANIFEST_FIELDS = [
     "scan",
     "series",
@@ -40,83 +57,228 @@ MANIFEST_FIELDS = [
 ]
 
 
-def embed(scans: Sequence[Path], out: Path, model_id: str, spacing: str | None, dense: bool) -> int:
-    """Writes one safetensors file a scan and `manifest.csv`; what is done already is not done again."""
-    out.mkdir(parents=True, exist_ok=True)
-    model, processor, name = load(model_id)
-    files = [
-        *Path(model_id).glob("*.safetensors"),
-        *Path(model_id).glob("*config.json"),
-    ]  # of the Hub, `name` says which
-    weights = [(file.name, file.stat().st_mtime_ns) for file in sorted(files)]
-    manifest = Manifest(out / "manifest.csv")
-    failed = 0
+def embed(
+    scans: Sequence[Path],
+    out: Path,
+    model_id: str,
+    spacing: str | None,
+    dense: bool,
+    *,
+    device: str | None = None,
+    batch: int = 1,
+    readers: int = 2,
+    as_npz: bool = False,
+) -> int:
+    """Writes one file a scan, `manifest.csv` and `features.parquet`; what is done already is not done again.
+
+    Args:
+        device: of the model, such as "cuda:1" or "mps"; an accelerator that is there, or else the CPU.
+        batch: scans that go through the model together, `readers` that are read ahead of it.
+        as_npz: NumPy's files instead of safetensors.
+    """
     found = [one for scan in scans for one in (find_scans(scan) if scan.is_dir() else [(scan, None)])]
     if not found:
         raise VolumeError(
             "there is no scan", value=", ".join(scan.name for scan in scans), cure="Give a folder or a file."
         )
-    for scan, series_uid in tqdm(found, desc="embed", unit="scan", disable=None):
-        settings = (name, weights, spacing or processor.spacing, dense)
-        key = fingerprint(scan, series_uid, settings)
-        file = out / f"{key}.safetensors"
-        if manifest.is_done(scan, series_uid, file.name) and file.is_file():
-            continue
-        row = {"scan": str(scan), "series": series_uid or "", "model": name}
-        start = time.perf_counter()
-        try:
-            features, facts = embed_scan(model, processor, scan, series_uid, spacing, dense)
-        except VolumeError as error:
-            failed += 1
-            manifest.add(row | {"status": "failed", "note": str(error)})
-            continue
-        partial = file.with_suffix(".partial")
-        save_file(features, partial)
-        os.replace(partial, file)
-        seconds = round(time.perf_counter() - start, 2)
-        manifest.add(row | facts | {"status": "done", "features": file.name, "seconds": seconds})
-    manifest.tidy()
-    manifest.write_parquet(out)
+    failed = embed_found(
+        found, out, model_id, spacing, dense, device=device, batch=batch, readers=readers, as_npz=as_npz
+    )
     print(
         f"{len(found) - failed} of {len(found)} scans have features in {out}; {failed} could not be read (manifest.csv)"
     )
     return 1 if failed else 0
 
 
-@torch.inference_mode()
+def embed_found(
+    found: Sequence[Found],
+    out: Path,
+    model_id: str,
+    spacing: str | None = None,
+    dense: bool = False,
+    *,
+    device: str | None = None,
+    batch: int = 1,
+    readers: int = 2,
+    as_npz: bool = False,
+) -> int:
+    """As `embed`, of scans by path and series. Returns how many could not be read."""
+    out.mkdir(parents=True, exist_ok=True)
+    model, processor, name = load(model_id)
+    torch.nn.Module.to(model, resolve_device(device))
+    weights = weight_files(model_id)
+    manifest = Manifest(out / "manifest.csv")
+    failed = 0
+    settings = (name, weights, spacing or processor.spacing, dense)
+    files_of = {}
+    for scan, series_uid in found:
+        file = out / f"{fingerprint(scan, series_uid, settings)}{'.npz' if as_npz else '.safetensors'}"
+        if not (manifest.is_done(scan, series_uid, file.name) and file.is_file()):
+            files_of[scan, series_uid] = file
+
+    def prepare(task: Found) -> CTFMBatchFeature:
+        return processor.preprocess(task[0], spacing=spacing, series_uid=task[1])
+
+    bar = tqdm(total=len(found), initial=len(found) - len(files_of), desc="embed", unit="scan", disable=None)
+    start = time.perf_counter()
+    for tasks in in_batches(read_ahead(list(files_of), prepare, readers), batch):
+        bar.update(len(tasks))
+        read = []
+        for task, inputs in tasks:
+            if isinstance(inputs, VolumeError):
+                failed += 1
+                row = {"scan": str(task[0]), "series": task[1] or "", "model": name}
+                manifest.add(row | {"status": "failed", "note": str(inputs)})
+            else:
+                read.append((task, inputs))
+        if not read:
+            continue
+        encoded = encode_inputs(model, [inputs for _, inputs in read], processor, dense)
+        seconds = round(
+            (time.perf_counter() - start) / len(tasks), 2
+        )  # of the batch, reading that it waited for included
+        for ((scan, series_uid), _), (features, facts) in zip(read, encoded, strict=True):
+            file = files_of[scan, series_uid]
+            save_features(features, file)
+            row = {"scan": str(scan), "series": series_uid or "", "model": name}
+            manifest.add(row | facts | {"status": "done", "features": file.name, "seconds": seconds})
+        start = time.perf_counter()
+    bar.close()
+    manifest.tidy()
+    manifest.write_parquet(out)
+    return failed
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """
+    Raises:
+        OSError: this machine has no such device.
+    """
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises differs by device
+        raise OSError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return torch.device(device)
+
+
+def read_ahead(
+    tasks: Sequence[Task], read: Callable[[Task], Read], num_readers: int
+) -> Iterator[tuple[Task, Read | VolumeError]]:
+    """Every task in order with what `read` makes of it, or why it is refused. `num_readers` threads stay a few tasks ahead of
+    whoever takes the results; more would hold more scans in memory."""
+    if num_readers < 1:
+        for task in tasks:
+            yield task, try_to_read(read, task)
+        return
+    with ThreadPoolExecutor(num_readers) as pool:
+        waiting: deque[tuple[Task, Future]] = deque()
+        try:
+            for task in tasks:
+                waiting.append((task, pool.submit(try_to_read, read, task)))
+                if len(waiting) > num_readers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:  # whoever takes the results stopped
+                future.cancel()
+
+
+def try_to_read(read: Callable[[Task], Read], task: Task) -> Read | VolumeError:
+    try:
+        return read(task)
+    except VolumeError as error:
+        return error
+    except MemoryError:
+        return VolumeError(
+            "the scan does not fit into memory", cure="Read fewer scans ahead, or choose a coarser spacing."
+        )
+
+
+def in_batches(items: Iterable[Read], size: int) -> Iterator[list[Read]]:
+    items = iter(items)
+    while some := list(itertools.islice(items, size)):
+        yield some
+
+
+def save_features(features: dict[str, torch.Tensor], file: Path) -> None:
+    """Whole or not at all."""
+    partial = file.with_suffix(".partial")
+    if file.suffix == ".npz":
+        with partial.open("wb") as stream:
+            np.savez(stream, **{name: tensor.numpy() for name, tensor in features.items()})  # pyright: ignore[reportArgumentType]
+    else:
+        save_file(features, partial)
+    os.replace(partial, file)
+
+
+def read_features(file: Path) -> dict[str, torch.Tensor]:
+    """What `save_features` wrote."""
+    if file.suffix != ".npz":
+        return load_file(file)
+    with np.load(file) as stored:
+        return {name: torch.from_numpy(stored[name]) for name in stored.files}
+
+
 def embed_scan(
     model: CTFMModel | CTFMVisionModel,
     processor: CTFMImageProcessor,
-    scan: Path,
+    scan: Path | Volume,
     series_uid: str | None,
     spacing: str | None,
     dense: bool,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """One scan's features and its facts for the manifest."""
     inputs = processor.preprocess(scan, spacing=spacing, series_uid=series_uid)
+    return encode_inputs(model, [inputs], processor, dense)[0]
+
+
+@torch.inference_mode()
+def encode_inputs(
+    model: CTFMModel | CTFMVisionModel,
+    scans: Sequence[CTFMBatchFeature],
+    processor: CTFMImageProcessor,
+    dense: bool,
+) -> list[tuple[dict[str, torch.Tensor], dict[str, str]]]:
+    """Features and facts of scans, which go through the model as one batch."""
     vision = model.vision_model if isinstance(model, CTFMModel) else model
-    tensors = {key: value.to(model.device) for key, value in inputs.items()}
+    batch = collate_scans(scans)
+    tensors = {key: value.to(model.device) for key, value in batch.items()}
     output = vision(**tensors, output_dense_features=dense)
-    features = {"scan_features": output.pooler_output[0], "crop_embeds": output.crop_embeds[0]}
-    if isinstance(model, CTFMModel):
-        joint = model.visual_projection(output.pooler_output)
-        features["image_embeds"] = torch.nn.functional.normalize(joint, dim=-1)[0]
-    if dense:
-        features["dense_features"] = output.dense_features[0]
-    facts = {"outputs": " ".join(features)}
-    (geometry,), (volume,) = inputs.geometry, inputs.volumes
-    features["crop_grid"] = torch.tensor(geometry.crop_grid)
-    features["grid_affine"] = torch.from_numpy(geometry.grid_affine)
-    facts |= {
-        "shape": "x".join(map(str, volume.hu.shape)),
-        "spacing_mm": "x".join(f"{size:.4g}" for size in volume.spacing),
-        "crop_grid": "x".join(map(str, geometry.crop_grid)),
-        "note": " ".join(volume.warnings),
-    }
-    # numpy has no bfloat16, so files hold float32 whatever the model computes in
-    single = {key: value.float() if value.is_floating_point() else value for key, value in features.items()}
-    single["grid_affine"] = features["grid_affine"]
-    return {key: value.contiguous().cpu() for key, value in single.items()}, facts
+    joint = model.visual_projection(output.pooler_output) if isinstance(model, CTFMModel) else None
+    encoded = []
+    for row, (geometry, volume) in enumerate(zip(batch.geometry, batch.volumes, strict=True)):
+        crops = math.prod(geometry.crop_grid)  # what follows is padding of the batch
+        features = {"scan_features": output.pooler_output[row], "crop_embeds": output.crop_embeds[row, :crops]}
+        if joint is not None:
+            features["image_embeds"] = torch.nn.functional.normalize(joint, dim=-1)[row]
+        if dense:
+            features["dense_features"] = output.dense_features[row, :crops]
+        facts = {"outputs": " ".join(features)}
+        # numpy has no bfloat16, so files hold float32 whatever the model computes in
+        features = {key: value.float() for key, value in features.items()}
+        features["crop_grid"] = torch.tensor(geometry.crop_grid)
+        features["crop_size"] = torch.tensor(processor.crop_size)
+        features["grid_affine"] = torch.from_numpy(geometry.grid_affine)
+        facts |= {
+            "shape": "x".join(map(str, volume.hu.shape)),
+            "spacing_mm": "x".join(f"{size:.4g}" for size in volume.spacing),
+            "crop_grid": "x".join(map(str, geometry.crop_grid)),
+            "note": " ".join(volume.warnings),
+        }
+        # A copy: a view would keep the whole batch, and safetensors refuses tensors that share memory.
+        encoded.append(({key: value.cpu().contiguous().clone() for key, value in features.items()}, facts))
+    return encoded
+
+
+def weight_files(model_id: str) -> list[tuple[str, int]]:
+    """Which weights lie in a folder now; of the Hub, the model's name says which."""
+    files = [*Path(model_id).glob("*.safetensors"), *Path(model_id).glob("*config.json")]
+    return [(file.name, file.stat().st_mtime_ns) for file in sorted(files)]
 
 
 def fingerprint(scan: Path, series_uid: str | None, settings: tuple) -> str:
@@ -166,19 +328,20 @@ class Manifest:
         except ImportError:
             print("ctfm: features.parquet is left out; `pip install pyarrow` and run again for it.", file=sys.stderr)
             return
-        rows = []
-        for row in self.rows.values():
-            if row["status"] == "done" and (out / row["features"]).is_file():
-                tensors = load_file(out / row["features"])
-                vectors = {name: tensors[name].float() for name in ("scan_features", "image_embeds") if name in tensors}
-                # A file name need not be UTF-8, and Parquet's text must be.
-                facts = {name: row[name].encode(errors="replace").decode() for name in ("scan", "series", "model")}
-                rows.append(facts | {name: vector.numpy() for name, vector in vectors.items()})
         vector, text = pa.list_(pa.float32()), pa.string()
-        schema = [*((name, text) for name in ("scan", "series", "model"))]
-        schema += [(name, vector) for name in ("scan_features", "image_embeds")]
+        fields = [(name, text) for name in ("scan", "series", "model", "features")]
+        schema = pa.schema([*fields, *((name, vector) for name in VECTORS)])
+        done = (row for row in self.rows.values() if row["status"] == "done" and (out / row["features"]).is_file())
         partial = out / "features.partial"
-        pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(schema)), partial)
+        with pq.ParquetWriter(partial, schema) as writer:
+            for some in in_batches(done, PARQUET_ROWS):
+                rows = []
+                for row in some:
+                    tensors = read_features(out / row["features"])
+                    # A file name need not be UTF-8, and Parquet's text must be.
+                    facts = {name: row[name].encode(errors="replace").decode() for name, _ in fields}
+                    rows.append(facts | {name: tensors[name].float().numpy() for name in VECTORS if name in tensors})
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
         os.replace(partial, out / "features.parquet")
 
     def tidy(self) -> None:
@@ -234,13 +397,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ctfm embed",
-        description="Features of scans, one safetensors file each, and a manifest. Done scans are kept.",
+        description="Features of scans, one file each, a manifest and one table, features.parquet. Done scans are kept.",
     )
     parser.add_argument(
         "scans", type=Path, nargs="+", metavar="SCAN", help="DICOM folder, zip, NIfTI, ...; or a folder of them"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the features and manifest.csv")
     parser.add_argument("--dense", action="store_true", help="also the features of every patch")
+    parser.add_argument("--npz", action="store_true", help="NumPy's files instead of safetensors")
+    parser.add_argument("--device", help="of the model, such as cuda:1; an accelerator where there is one")
+    parser.add_argument("--batch", type=int, default=1, help="scans that go through the model together (%(default)s)")
+    parser.add_argument("--readers", type=int, default=2, help="scans that are read ahead of the model (%(default)s)")
     add_model_arguments(parser)
     given = parser.parse_args(arguments)
-    return embed(given.scans, given.out, given.model, given.spacing, given.dense)
+    if given.batch < 1 or given.readers < 0:
+        parser.error(f"--batch {given.batch} must be 1 or more, and --readers {given.readers} 0 or more")
+    return embed(
+        given.scans,
+        given.out,
+        given.model,
+        given.spacing,
+        given.dense,
+        device=given.device,
+        batch=given.batch,
+        readers=given.readers,
+        as_npz=given.npz,
+    )

@@ -82,15 +82,32 @@ class CTFMImageClassificationPipeline(CTFMPipeline):
     def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | None = None) -> list[dict[str, Any]]:
         """The `top_k` likeliest findings, all by default: `[{"label": str, "score": float}, ...]`.
 
-        The score is a sigmoid for every finding; with `config.problem_type` "single_label_classification" the softmax over all.
+        The score is a sigmoid for every finding; with `config.problem_type` "single_label_classification" the softmax over all;
+        with "regression" the number itself. Findings that the head is calibrated for also have `probability`, `interval` and
+        `verdict`.
         """
-        logits = outputs["logits"][0].float()
-        is_single = self.model.config.problem_type == "single_label_classification"
-        scores = (logits.softmax(0) if is_single else logits.sigmoid()).tolist()
-        graded = [
-            {"label": name, "score": scores[int(number)]} for number, name in (self.model.config.id2label or {}).items()
-        ]
+        logits, config = outputs["logits"][0].float(), self.model.config
+        graded = grade_labels(logits, config.id2label or {}, config.problem_type, config.calibration or {})
         return sorted(graded, key=lambda row: -row["score"])[:top_k]
+
+
+def grade_labels(
+    logits: torch.Tensor,
+    id2label: Mapping[int, str],
+    problem_type: str | None,
+    calibration: Mapping[str, Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """Logits `(labels,)` of a trained head -> label, score and, where it is calibrated, probability, interval and verdict."""
+    if problem_type == "regression":
+        scores = logits
+    else:
+        scores = logits.softmax(0) if problem_type == "single_label_classification" else logits.sigmoid()
+    graded = []
+    for number, name in id2label.items():
+        logit, score = float(logits[int(number)]), float(scores[int(number)])
+        known = calibrate(logit, calibration[name]) if name in calibration else {}
+        graded.append({"label": name, "score": score} | known)
+    return graded
 
 
 class CTFMZeroShotPipeline(CTFMPipeline):

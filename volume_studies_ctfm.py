@@ -1,4 +1,4 @@
-"""Folder of studies -> the scans in it, each as the path and the series that `read_volume` takes."""
+"""Folder of studies -> the scans in it, each as the path and the series that `read_volume` takes, alone or by study."""
 
 import os
 from collections import defaultdict
@@ -13,7 +13,10 @@ from .volume_scan_ctfm import VolumeError
 ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".zip")  # of what is a scan though it may be damaged
 
 
-def find_scans(root: Path) -> list[tuple[Path, str | None]]:
+Found = tuple[Path, str | None]
+
+
+def find_scans(root: Path) -> list[Found]:
     """Every scan under a folder: each volume file and zip is one, and so is each CT series.
 
     A series is one scan wherever its slices lie: where they lie in several folders, it is one of the folder that holds
@@ -23,7 +26,15 @@ def find_scans(root: Path) -> list[tuple[Path, str | None]]:
     Returns:
         `(path, series_uid)`, by path; `series_uid` is None where the folder holds no other series.
     """
-    scans: list[tuple[Path, str | None]] = []
+    return sorted((scan for study in find_studies(root) for scan in study), key=lambda scan: (scan[0], scan[1] or ""))
+
+
+def find_studies(root: Path) -> list[list[Found]]:
+    """What `find_scans` finds, by study: series of one patient and one Study Instance UID are one study, and what is no
+    DICOM series is one by itself. Of several series, that which goes furthest along the body comes first, and of those
+    as long as it that with the thinner slices; studies are in the order of their first path."""
+    scans: list[Found] = []
+    lengths: dict[tuple[Path, str], tuple[float, float]] = {}
     homes: dict[tuple[str, str, str], dict[Path, list[str]]] = defaultdict(dict)  # series -> folder -> its stacks there
     damaged: set[Path] = set()
     for folder, files, num_unopened in walk_files(root, lambda error: damaged.add(Path(error.filename).parent)):
@@ -40,13 +51,21 @@ def find_scans(root: Path) -> list[tuple[Path, str | None]]:
                 first = stack.slices[0]
                 names = homes[first.patient, first.study, first.series].setdefault(folder, [])
                 names += [] if stack.info.left_out_because else [stack.series_uid]
-    series = {(folder, name) for key, folders in homes.items() for folder, name in _places(key[2], folders, damaged)}
+                thickness = stack.info.spacing[0]
+                lengths[folder, stack.series_uid] = (-round(thickness * stack.info.shape[0]), thickness)
+    studies = {
+        (folder, name): key[:2] for key, folders in homes.items() for folder, name in _places(key[2], folders, damaged)
+    }
+    series = set(studies)
     alone = {folder for folder, _ in series if sum(other.is_relative_to(folder) for other, _ in series) == 1}
-    scans += [(folder, None if folder in alone else name) for folder, name in series]
     scans += [(folder, None) for folder in damaged]
-    if not scans and homes:
+    if not scans and not series and homes:
         scans = [(root, None)]
-    return sorted(scans, key=lambda scan: (scan[0], scan[1] or ""))
+    by_study: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
+    for place in sorted(series, key=lambda place: (lengths.get(place, (0.0, 0.0)), place)):
+        by_study[studies[place]].append(place)
+    found = [[(folder, None if folder in alone else name) for folder, name in group] for group in by_study.values()]
+    return sorted([*found, *([scan] for scan in scans)], key=lambda study: (study[0][0], study[0][1] or ""))
 
 
 def _kind(file: Path) -> str:

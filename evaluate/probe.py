@@ -1,6 +1,6 @@
 """Checkpoint and prepared folder -> how much its features know of the labels, quickly: while a run goes on, and for curves.
 
-    ctfm probe runs/x/checkpoints/* --data runs/prepared --train-scans 400 --test-scans 400
+    ctfm probe-checkpoints runs/x/checkpoints/* --data runs/prepared --train-scans 400 --test-scans 400
 
 Scans of split "train" are neighbours and training set, those of "test" are asked about. evaluate.py does it with
 intervals and more questions.
@@ -182,7 +182,7 @@ def probe_tables(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="ctfm probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="ctfm probe-checkpoints", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")

@@ -15,7 +15,7 @@ from ctfm.train import LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # folder -> the extras that whoever runs it has
-    ".": ("io",),
+    ".": ("io", "search"),
     "phantom": ("io", "train"),
     "train": ("io", "train"),
     "evaluate": ("io", "train"),
@@ -43,9 +43,9 @@ def test_what_a_room_imports_is_declared(room: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = [*project["dependencies"], *(line for x in ROOMS[room] for line in project["optional-dependencies"][x])]
     declared = {normal(re.match(r"[\w.-]+", line)[0]) for line in required}  # type: ignore[index]
-    owners = packages_distributions()
-    # "spaces" is on the Hub alone; "dicom2nifti" is a reader to compare with, which a benchmark takes where it is installed.
-    own = {"ctfm", "tests", "spaces", "dicom2nifti", *(path.stem for path in (ROOT / "space").glob("*.py"))}
+    owners = {"faiss": ["faiss-cpu"]} | packages_distributions()  # whoever lacks the extra [search] can tell, too
+    # "spaces" is on the Hub alone; "dicom2nifti" and "hnswlib" are what benchmarks compare with, where they are installed.
+    own = {"ctfm", "tests", "spaces", "dicom2nifti", "hnswlib", *(path.stem for path in (ROOT / "space").glob("*.py"))}
     undeclared = {
         f"{path.name}: {name}"
         for path in (ROOT / room).glob("*.py")

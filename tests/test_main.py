@@ -96,7 +96,7 @@ def test_embed_writes_features_and_one_row_a_scan_and_goes_on_past_a_bad_one(tmp
     }
     assert found["c.nii.gz"]["note"]
     dicom, nifti = (load_file(out / found[name]["features"]) for name in ("dicom", "b.nii.gz"))
-    assert set(dicom) == {"scan_features", "crop_embeds", "dense_features", "crop_grid", "grid_affine"}
+    assert set(dicom) == {"scan_features", "crop_embeds", "dense_features", "crop_grid", "crop_size", "grid_affine"}
     torch.testing.assert_close(dicom["scan_features"], nifti["scan_features"], rtol=0, atol=2e-5)
 
     processor, model = CTFMImageProcessor.from_pretrained(checkpoint), CTFMVisionModel.from_pretrained(checkpoint)
@@ -407,7 +407,7 @@ def test_a_model_without_a_trained_joint_space_has_no_such_features_and_the_mani
         (row,) = rows(tmp_path / name / "out")
         features = load_file(tmp_path / name / "out" / row["features"])
         outputs[name] = row["outputs"].split()
-        assert set(outputs[name]) == features.keys() - {"crop_grid", "grid_affine"}
+        assert set(outputs[name]) == features.keys() - {"crop_grid", "crop_size", "grid_affine"}
         assert {features[output].dtype for output in outputs[name]} == {torch.float32}
     assert outputs == {
         "dual": ["scan_features", "crop_embeds", "image_embeds"],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.volume_ctfm import VolumeError, read_volume
-from ctfm.volume_studies_ctfm import find_scans
+from ctfm.volume_studies_ctfm import find_scans, find_studies
 
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 
@@ -113,3 +113,17 @@ def test_files_are_scans_by_content_or_ending(tmp_path: Path) -> None:
 def test_a_folder_without_scans_holds_none(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     assert find_scans(tmp_path) == []
+
+
+def test_series_of_one_study_are_one_with_the_longest_first(tmp_path: Path) -> None:
+    def write_part(name: str, slices: int, study: str) -> Path:
+        def edit(data_set, index: int) -> None:
+            data_set.PatientID, data_set.StudyInstanceUID = "PHANTOM", study
+
+        write_dicom_series(HU[:slices], canonical_affine(), tmp_path / name, series_uid=f"1.2.{name}", edit=edit)
+        return tmp_path / name
+
+    short, long, other = write_part("1", 12, "1.8"), write_part("2", 24, "1.8"), write_part("3", 24, "1.9")
+    phantom_volume().to_nifti(tmp_path / "4.nii")
+    assert find_studies(tmp_path) == [[(long, None), (short, None)], [(other, None)], [(tmp_path / "4.nii", None)]]
+    assert find_scans(tmp_path) == [(short, None), (long, None), (other, None), (tmp_path / "4.nii", None)]

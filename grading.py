@@ -1,0 +1,137 @@
+"""Checkpoint -> what it says of a scan: findings with probabilities, and whether the scan is like those of the training."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.utils import cached_file
+
+from .embedding import load
+from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
+from .modeling_ctfm import CTFMForImageClassification, CTFMModel, CTFMVisionOutput
+from .pipeline_ctfm import finding_prompts, grade_labels
+from .processing_ctfm import CTFMProcessor
+from .space.body import find_body, shrink_factors
+from .space.gate import Gate, load_gate, scan_features
+from .weights import load_complete
+
+BODY_SHARE = 0.5  # of the fullest patch, from which on a patch counts as body
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """
+    findings: label and score of each, and where it is calibrated probability, interval and verdict.
+    distance: to the reference scans of the checkpoint, 1 at the edge of what is like them; None where it has none, infinite
+        where the scan shows no body.
+    """
+
+    findings: tuple[dict[str, Any], ...]
+    distance: float | None
+
+
+class Grader:
+    """Findings by name of a checkpoint that aligns scans with texts, or those that a classifier was trained for.
+
+    Args:
+        model_id: folder or Hub id.
+        findings: which; by default all that a classifier has, or that the checkpoint is calibrated for.
+
+    Raises:
+        OSError: there is no such checkpoint, or it grades no finding or not this one.
+    """
+
+    def __init__(self, model_id: str, findings: Sequence[str] = (), device: torch.device | None = None):
+        architectures = AutoConfig.from_pretrained(model_id).architectures or ()
+        if "CTFMForImageClassification" in architectures:
+            model: Any = load_complete(CTFMForImageClassification, model_id, dtype=torch.float32).eval()
+            self.processor, self.name = CTFMImageProcessor.from_pretrained(model_id), model_id
+            known = [model.config.id2label[number] for number in sorted(model.config.id2label)]
+        else:
+            loaded: Any = load(model_id)
+            model, self.processor, self.name = loaded
+            if not isinstance(model, CTFMModel):
+                raise OSError(f"{model_id} holds a scan encoder without findings. Train a head on it: ctfm probe.")
+            known = list(model.config.calibration or ())
+        torch.nn.Module.to(model, device or torch.device("cpu"))
+        self.model: Any = model
+        self.findings = list(findings) or known
+        if not self.findings:
+            raise OSError(f"{model_id} is calibrated for no finding. Name some: --findings 'Pleural effusion' ...")
+        if isinstance(model, CTFMForImageClassification) and (unknown := set(findings) - set(known)):
+            raise OSError(f"{model_id} was not trained for {', '.join(sorted(unknown))}; it grades {', '.join(known)}.")
+        self.names = dict(enumerate(self.findings))
+        self.directions = self.embed_findings(model_id) if isinstance(model, CTFMModel) else None
+        gate = cached_file(model_id, "gate.safetensors", _raise_exceptions_for_missing_entries=False)
+        self.gate: Gate | None = load_gate(None if gate is None else Path(gate))
+
+    @torch.no_grad()
+    def embed_findings(self, model_id: str) -> torch.Tensor:
+        """Present minus absent prompt of each finding, `(findings, e)`, once for all scans."""
+        prompts = [prompt for name in self.findings for prompt in finding_prompts(name)]
+        words = CTFMProcessor.from_pretrained(model_id)(text=prompts).to(self.model.device)
+        text = self.model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output
+        present, absent = torch.nn.functional.normalize(text, dim=-1).view(len(self.findings), 2, -1).unbind(1)
+        return present - absent
+
+    @torch.inference_mode()
+    def grade(self, inputs: CTFMBatchFeature) -> Graded:
+        """One scan."""
+        tensors = {name: value.to(self.model.device) for name, value in inputs.items()}
+        vision = self.model.vision_model(**tensors, output_dense_features=True)
+        distance = self.distance_of(vision, inputs)
+        if self.directions is not None:
+            vision.pooler_output = self.model.visual_projection(vision.pooler_output)
+            logits = self.model.score_texts(vision, self.directions)[0][0]
+        else:
+            logits = self.model.score(vision)[0][0]
+        return Graded(findings=tuple(self.describe(logits.float().cpu())), distance=distance)
+
+    def describe(self, logits: torch.Tensor) -> list[dict[str, Any]]:
+        """The likeliest first."""
+        config = self.model.config
+        names: Any = self.names if self.directions is not None else config.id2label
+        kind = None if self.directions is not None else config.problem_type
+        graded = grade_labels(logits, names, kind, config.calibration or {})
+        chosen = [row for row in graded if row["label"] in self.findings]
+        return sorted(chosen, key=lambda row: (-row.get("probability", row["score"]), row["label"]))
+
+    def distance_of(self, vision: CTFMVisionOutput, inputs: CTFMBatchFeature) -> float | None:
+        """As the Space judges it; infinite where the scan shows no body."""
+        if self.gate is None:
+            return None
+        body = body_patches(inputs, vision.dense_features)
+        if body.sum() < 2:
+            return math.inf
+        return self.gate.distance(scan_features(vision, body).cpu()) / self.gate.threshold
+
+
+def body_patches(inputs: CTFMBatchFeature, dense: torch.Tensor | None) -> torch.Tensor:
+    """Which patches of the first scan lie in the body, `(g, d, h, w)`."""
+    assert dense is not None
+    (geometry,) = inputs.geometry
+    spacing = tuple(float(torch.linalg.vector_norm(torch.tensor(column))) for column in geometry.grid_affine[:3, :3].T)
+    pixels = inputs["pixel_values"][0, :, 0]
+    factors = shrink_factors(tuple(pixels.shape[1:]), spacing)
+    cells = torch.nn.functional.avg_pool3d(pixels[:, None].float(), factors)[:, 0]
+    inside = find_body(join(cells, geometry.crop_grid)).float()
+    whole = [n * count for n, count in zip(dense.shape[2:5], geometry.crop_grid, strict=True)]
+    share = torch.nn.functional.adaptive_avg_pool3d(inside[None], (whole[0], whole[1], whole[2]))[0]
+    body = split(share > BODY_SHARE * share.max(), geometry.crop_grid)
+    return body.to(dense.device) & dense[0].any(-1)  # patches of air may have been left out
+
+
+def join(cells: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Cells of crops `(g, d, h, w)` -> cells of the scan `(D, H, W)`."""
+    size = [count * n for count, n in zip(grid, cells.shape[1:], strict=True)]
+    return cells.unflatten(0, tuple(grid)).permute(0, 3, 1, 4, 2, 5).reshape(size)
+
+
+def split(cells: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """The way back of `join`."""
+    sizes = [part for count, n in zip(grid, cells.shape, strict=True) for part in (count, n // count)]
+    return cells.reshape(sizes).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)

@@ -1,0 +1,242 @@
+"""Folder of studies -> which to look at first: `ctfm worklist`.
+
+    ctfm worklist studies/ --out worklist/
+    ctfm worklist inbox/ --out worklist/ --watch 60        looks again every 60 s, until Ctrl-C
+
+Every study stands once, by its longest series of the thinnest slices, in one of five groups: "present" (the checkpoint says
+that a finding is there), "not sure", "absent", "unlike" (like no scan that the checkpoint was trained on, so nothing is said
+about its findings; where gate.safetensors lies beside the weights), "failed" (could not be read). Groups are ranked by the
+largest probability. DIR/worklist.csv and worklist.json name the files; DIR/index.html shows numbers and thumbnails and names
+nothing. What was done is not done again, whenever the command ends. Research only: not for any decision about a patient.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .drawing_ctfm import HAS_PILLOW, draw_planes
+from .embedding import add_model_arguments, fingerprint, read_ahead, resolve_device, weight_files
+from .grading import Graded, Grader
+from .image_processing_ctfm import CTFMBatchFeature
+from .image_quality import ImageQuality, measure_quality
+from .volume_ctfm import Volume, VolumeError, read_volume
+from .volume_studies_ctfm import Found, find_studies
+from .worklist_page import write_page
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GROUPS = ("present", "not sure", "absent", "unlike", "failed")
+THUMBNAIL_PIXELS = 140
+DRAWN_VOXELS = 256  # along an axis: a thumbnail shows no more
+COLUMNS = (
+    *("rank", "group", "key", "scan", "series", "other_series", "finding", "probability", "low", "high", "verdict"),
+    *("distance", "noise_hu", "cut_slices", "metal_ml", "length_mm", "spacing_mm", "repairs", "problem"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a reader thread makes of a study."""
+
+    inputs: CTFMBatchFeature
+    quality: ImageQuality
+    thumbnail: "Image.Image"
+
+
+class Worklist:
+    """One folder with its results; the model is loaded once.
+
+    Raises:
+        OSError: no such checkpoint, or Pillow is missing.
+    """
+
+    def __init__(self, out: Path, model_id: str, spacing: str | None, findings: Sequence[str], device: str | None):
+        if not HAS_PILLOW:
+            raise OSError("The page needs Pillow, which is not installed: pip install Pillow")
+        self.out, self.spacing = out, spacing
+        self.grader = Grader(model_id, findings, resolve_device(device))
+        self.settings = (self.grader.name, weight_files(model_id), spacing, self.grader.findings)
+        for folder in (out / "studies", out / "thumbnails"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def key(self, study: Sequence[Found]) -> str:
+        """Names a study by its place, size and time, so that nothing of its name shows."""
+        return fingerprint(*study[0], self.settings)
+
+    def work(self, studies: Sequence[Sequence[Found]], num_readers: int) -> list[dict[str, Any]]:
+        """Every study's row, in any order; what was done before is taken from `out`."""
+        keys = {self.key(study): study for study in studies}
+        missing = [key for key in keys if not self.file(key).is_file()]
+
+        def read(key: str) -> Read:
+            volume = read_volume(*keys[key][0])
+            inputs = self.grader.processor.preprocess(volume, spacing=self.spacing)
+            return Read(inputs=inputs, quality=measure_quality(volume), thumbnail=draw_thumbnail(volume))
+
+        start = time.perf_counter()
+        bar = tqdm(
+            read_ahead(missing, read, num_readers), total=len(missing), desc="worklist", unit="study", disable=None
+        )
+        for key, found in bar:
+            self.write(key, found)
+        if missing:
+            seconds = time.perf_counter() - start
+            print(f"{len(missing)} studies in {seconds:.0f} s, {3600 * len(missing) / seconds:.0f} an hour")
+        rows = []
+        for key, study in keys.items():
+            (scan, series), facts = study[0], json.loads(self.file(key).read_text())
+            rows.append({"scan": str(scan), "series": series or "", "other_series": len(study) - 1} | facts)
+        return rows
+
+    def file(self, key: str) -> Path:
+        return self.out / "studies" / f"{key}.json"
+
+    def write(self, key: str, found: Read | VolumeError) -> None:
+        """One study's result, whole or not at all; its thumbnail comes first, so that no result lacks one."""
+        if isinstance(found, VolumeError):
+            # On the page stand problem and cure; value and file, which may name something, stand in the table.
+            facts = {
+                "key": key,
+                "group": "failed",
+                "problem": str(found),
+                "shown": f"{found.problem}. {found.cure}".strip(),
+            }
+        else:
+            graded = self.grader.grade(found.inputs)
+            found.thumbnail.save(self.out / "thumbnails" / f"{key}.png")
+            facts = {"key": key, "group": group_of(graded), "quality": asdict(found.quality)}
+            far = graded.distance
+            facts["distance"] = (
+                round(far, 3) if far is not None and math.isfinite(far) else None
+            )  # JSON knows no infinity
+            facts["findings"] = [] if facts["group"] == "unlike" else list(graded.findings)
+        partial = self.file(key).with_suffix(".partial")
+        partial.write_text(json.dumps(facts, indent=1) + "\n")
+        os.replace(partial, self.file(key))
+
+
+def group_of(graded: Graded) -> str:
+    """Without calibration nothing is sure or unsure, and a study stands among "present" by its score."""
+    if graded.distance is not None and graded.distance > 1:
+        return "unlike"
+    verdicts = {finding.get("verdict", "present") for finding in graded.findings}
+    return next(verdict for verdict in GROUPS if verdict in verdicts)
+
+
+def draw_thumbnail(volume: Volume) -> "Image.Image":
+    """Three planes through the middle of the scan."""
+    steps = [max(1, size // DRAWN_VOXELS) for size in volume.hu.shape]
+    small = volume.hu[:: steps[0], :: steps[1], :: steps[2]]
+    affine = volume.affine @ np.diag([*steps, 1.0])
+    return draw_planes(replace(volume, hu=np.ascontiguousarray(small), affine=affine), height=THUMBNAIL_PIXELS)
+
+
+def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By group, then the largest probability, then the key: the same whatever order studies were found or finished in."""
+
+    def urgency(row: dict[str, Any]) -> tuple:
+        scores = [finding.get("probability", finding["score"]) for finding in row.get("findings", ())]
+        return GROUPS.index(row["group"]), -max(scores, default=0.0), row["key"]
+
+    return [{"rank": number} | row for number, row in enumerate(sorted(rows, key=urgency), 1)]
+
+
+def write_list(out: Path, rows: Sequence[dict[str, Any]], model: str) -> None:
+    """worklist.json, worklist.csv and index.html, each whole or not at all."""
+    text = json.dumps({"model": model, "studies": rows}, indent=1) + "\n"
+    partial = out / "worklist.partial"
+    partial.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(partial, out / "worklist.json")
+    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
+        writer.writeheader()
+        for row in rows:
+            top = {}
+            if row.get("findings"):
+                first = row["findings"][0]
+                low, high = first.get("interval", ("", ""))
+                top = {"finding": first["label"], "probability": first.get("probability", first["score"])}
+                top |= {"low": low, "high": high, "verdict": first.get("verdict", "not calibrated")}
+            quality = dict(row.get("quality", {}))
+            quality["repairs"] = " ".join(quality.get("repairs", ()))
+            writer.writerow(row | quality | top)
+    os.replace(partial, out / "worklist.csv")
+    write_page(out / "index.html", rows, model)
+
+
+def watch(
+    root: Path, worklist: Worklist, num_readers: int, wait: Callable[[], bool], say: Callable[[str], None] = print
+) -> int:
+    """Looks for studies again and again until `wait` says False. A study that is still arriving changes between two looks,
+    and only what stayed as it was is worked, so a new one appears in the list at the second look."""
+    rows: list[dict[str, Any]] = []
+    before: set[str] = set(look(root, worklist))
+    while wait():
+        studies = look(root, worklist)
+        rows = rank(worklist.work([study for key, study in studies.items() if key in before], num_readers))
+        write_list(worklist.out, rows, worklist.grader.name)
+        say(summary(rows))
+        before = set(studies)
+    return exit_code(rows)
+
+
+def look(root: Path, worklist: Worklist) -> dict[str, list[Found]]:
+    return {worklist.key(study): study for study in find_studies(root)}
+
+
+def exit_code(rows: Sequence[dict[str, Any]]) -> int:
+    return 1 if any(row["group"] == "failed" for row in rows) else 0
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    counts = {group: sum(row["group"] == group for row in rows) for group in GROUPS}
+    return f"{len(rows)} studies: " + ", ".join(f"{count} {group}" for group, count in counts.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ctfm worklist", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder of studies")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the list and its page")
+    parser.add_argument("--findings", nargs="+", default=[], metavar="FINDING", help="rank by these, not by all")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="look for studies again, so often")
+    parser.add_argument("--readers", type=int, default=2, help="scans that are read ahead of the model (%(default)s)")
+    parser.add_argument("--device", help="of the model, such as cuda:1; an accelerator where there is one")
+    add_model_arguments(parser)
+    given = parser.parse_args(arguments)
+    if not given.folder.is_dir():
+        raise VolumeError("no such folder", value=given.folder.name, cure="Give a folder of studies.")
+    worklist = Worklist(given.out, given.model, given.spacing, given.findings, given.device)
+    if given.watch is not None:
+
+        def wait() -> bool:
+            time.sleep(given.watch)
+            return True
+
+        try:
+            return watch(given.folder, worklist, given.readers, wait)
+        except KeyboardInterrupt:
+            return 0
+    studies = find_studies(given.folder)
+    if not studies:
+        raise VolumeError("there is no study", value=given.folder.name, cure="Give a folder that holds CT scans.")
+    rows = rank(worklist.work(studies, given.readers))
+    write_list(given.out, rows, worklist.grader.name)
+    print(f"{summary(rows)}; see {given.out / 'index.html'}")
+    for row in rows:
+        if row["group"] == "failed":
+            print(f"ctfm: {row['scan']}: {row['problem']}", file=sys.stderr)
+    return exit_code(rows)
