@@ -167,7 +167,7 @@ class CTFMImageProcessor(BaseImageProcessor):
             raise ValueError(f"{len(maps)} segmentations do not belong to {len(scans)} scans; give one for each scan.")
         volumes = tuple(scan if isinstance(scan, Volume) else read_volume(scan, series_uid) for scan in scans)
         chosen = resolve_spacing(self.spacing if spacing is None else spacing)
-        geometry = tuple(self.lay_grid(volume, chosen) for volume in volumes)
+        geometry = tuple(self.place_grid(volume, chosen) for volume in volumes)
         longest = max(math.prod(g.crop_grid) for g in geometry)
         data: dict[str, Tensor] = {
             "pixel_values": torch.zeros(len(scans), longest, 1, *self.crop_size),
@@ -185,7 +185,7 @@ class CTFMImageProcessor(BaseImageProcessor):
         batch.geometry, batch.volumes = geometry, volumes
         return batch
 
-    def lay_grid(self, volume: Volume, spacing: Sequence[float] | None) -> CropGeometry:
+    def place_grid(self, volume: Volume, spacing: Sequence[float] | None) -> CropGeometry:
         """Chooses grid size and place: all of the scan is covered, and its body by as few crops as can be."""
         hu = torch.from_numpy(volume.hu)
         step = (
@@ -204,7 +204,7 @@ class CTFMImageProcessor(BaseImageProcessor):
             if len(body) and width > 0:  # samples beside the body average some of it, so their crops are not air either
                 reach = (width / 2 + 1) / step[axis]
                 body = torch.stack((body[0] - reach, body[-1] + reach))
-            before = lay_axis(body, crop, grid[-1] * crop - count)
+            before = place_axis(body, crop, grid[-1] * crop - count)
             offset.append(first - before * step[axis])
         return CropGeometry(
             shape=volume.hu.shape,
@@ -253,7 +253,7 @@ class CTFMImageProcessor(BaseImageProcessor):
         maps = torch.as_tensor(maps).detach().cpu()
         maps = maps.float() if maps.dtype == torch.bfloat16 else maps  # numpy has no such type
         maps = maps[..., None, None, None] if maps.ndim == 2 else maps
-        return [lay_on_scan(part, geometry) for part, geometry in zip(maps, inputs.geometry, strict=True)]
+        return [resample_to_scan(part, geometry) for part, geometry in zip(maps, inputs.geometry, strict=True)]
 
     def post_process_semantic_segmentation(self, outputs: Any, inputs: CTFMBatchFeature) -> list[np.ndarray]:
         """Segmentation logits `(b, g, labels, D, H, W)` -> one label map a scan, shaped like its `hu`."""
@@ -333,7 +333,7 @@ def resolve_spacing(spacing: Sequence[float] | str | None) -> list[float] | None
     return [float(size) for size in spacing]
 
 
-def lay_axis(body: Tensor, crop: int, slack: int) -> int:
+def place_axis(body: Tensor, crop: int, slack: int) -> int:
     """Padding in front of a scan, of `slack` in all, with which its `body` (positions) falls into the fewest crops; of
     several, the most central."""
     if not len(body):
@@ -437,7 +437,7 @@ def cut_labels(segmentation: np.ndarray, geometry: CropGeometry, out: Tensor) ->
         out[number][tuple(part.inside for part in parts)] = labels[nearest]
 
 
-def lay_on_scan(cells: Tensor, geometry: CropGeometry) -> np.ndarray:
+def resample_to_scan(cells: Tensor, geometry: CropGeometry) -> np.ndarray:
     """One scan's `(g, d, h, w)`, cells of its crops -> `(D, H, W)` on the scan."""
     grid, size = geometry.crop_grid, cells.shape[1:]
     cells = cells[: math.prod(grid)].unflatten(

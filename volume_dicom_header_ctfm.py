@@ -338,7 +338,7 @@ class _Header:
         self.order = ">" if syntax == BIG_ENDIAN else "<"
         frames = self.text(0x0028_0008) or "1"
         if not frames.isdigit() or not 1 <= int(frames) <= 100_000:
-            raise DamagedFileError("absurd number of frames", file=path.name, value=frames)
+            raise DamagedFileError("implausible number of frames", file=path.name, value=frames)
         self.num_frames = int(frames)
         self.shared = self.items(0x5200_9229)
         self.per_frame = self.items(0x5200_9230)
@@ -566,9 +566,9 @@ def _read_place(header: _Header, frame: int) -> tuple:
                 f"the header gives no {what} of the slice", file=file, cure="Export the original series again."
             )
     if min(pixel_spacing) < MIN_SPACING_MM or max(pixel_spacing) > MAX_SPACING_MM:
-        raise GeometryError("absurd pixel spacing", file=file, value=pixel_spacing)
+        raise GeometryError("implausible pixel spacing", file=file, value=pixel_spacing)
     if max(abs(place) for place in position) > 1e5:
-        raise GeometryError("absurd slice position", file=file, value=position)
+        raise GeometryError("implausible slice position", file=file, value=position)
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:

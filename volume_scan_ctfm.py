@@ -147,6 +147,20 @@ class VolumeSource:
     checks: tuple[str, ...] = ()
 
 
+class ScanWarning(str):
+    """A sentence about what was repaired or is suspicious, with a `code` that says which kind it is, for programs."""
+
+    code: str
+
+    def __new__(cls, code: str, sentence: str) -> "ScanWarning":
+        self = super().__new__(cls, sentence)
+        self.code = code
+        return self
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # what a copy or another process makes it from
+        return self.code, str(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """A scan as it lies on disk.
@@ -159,7 +173,7 @@ class Scan:
 
     hu: np.ndarray
     affine: np.ndarray
-    warnings: tuple[str, ...]
+    warnings: tuple[ScanWarning, ...]
     source: VolumeSource
     resampled: bool = False
 
@@ -205,14 +219,16 @@ def check_shape(shape: tuple[int, ...], file: str) -> tuple[int, int, int]:
         )
     first, second, third = (int(size) for size in shape)
     if min(first, second, third) < 1 or first * second * third > MAX_VOXELS:
-        raise DamagedFileError("absurd image size", file=file, value=shape, cure="The header is damaged or no CT scan.")
+        raise DamagedFileError(
+            "implausible image size", file=file, value=shape, cure="The header is damaged or no CT scan."
+        )
     return first, second, third
 
 
 def check_rescale(slope: float, intercept: float, file: str) -> None:
     """Refuses a slope and an intercept that no scanner writes."""
     if not 0 < slope <= 1e4 or not abs(intercept) <= 1e6:
-        raise DamagedFileError("absurd rescale slope or intercept", file=file, value=f"{slope:g}, {intercept:g}")
+        raise DamagedFileError("implausible rescale slope or intercept", file=file, value=f"{slope:g}, {intercept:g}")
 
 
 def check_affine(affine: np.ndarray, file: str) -> None:

@@ -152,7 +152,7 @@ def run(file: str, path: str, model_name: str, spacing: str, threads: int, featu
         air = [not crop.any() for crop in processor(volume, spacing=spacing).pixel_values[0]]
     with stages("preprocess"):
         if path == "plain":
-            geometry = processor.lay_grid(volume, processor.spacing if spacing == "scan" else None)
+            geometry = processor.place_grid(volume, processor.spacing if spacing == "scan" else None)
             pixel_values = resample_whole(volume, processor, geometry)
             pixel_values[0, air] = 0
             crop_grid = torch.tensor([geometry.crop_grid])

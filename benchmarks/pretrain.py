@@ -33,7 +33,7 @@ from ctfm.phantom.dataset import write_mha
 from ctfm.phantom.make import FINDING_NAMES, make_phantom
 from ctfm.train import pretrain as loop
 from ctfm.train.build import Task, build_task
-from ctfm.train.data import CropDataset, ScanDataset, collate_crops, stay
+from ctfm.train.data import CropDataset, ScanDataset, collate_crops, ignore_signals
 from ctfm.train.monitor import Monitor
 from ctfm.train.prepare import PrepareConfig, prepare
 from ctfm.train.recipes import Recipe, SelfSupervisionPhase, large
@@ -218,7 +218,7 @@ def build_plain_task(phase: Any, *arguments: Any, device: torch.device, **named:
             return task.make_batch(collate_crops(samples) if crops else samples)
 
         return DataLoader(
-            dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, worker_init_fn=stay
+            dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, worker_init_fn=ignore_signals
         )
 
     objective = task.objective.to(device)

@@ -38,7 +38,7 @@ from .features import Features, Pointer, Texts, encode, image_processor, is_feat
 from .figures import draw_failures, draw_findings, draw_methods, draw_reliability, draw_risk_coverage
 from .frozen import NEIGHBOURS, PENALTIES, Probed, knn_scores, linear_scores, probe_sets
 from .metrics import (
-    FEWEST,
+    MIN_SCANS,
     Estimate,
     FindingTable,
     auroc,
@@ -425,7 +425,7 @@ def ask_places(protocol: Protocol, population: Population, encoded: Encoded, res
     counts = (~np.isnan(hits)).sum(0)
     for key, table in (("pointing_game", hits), ("pointing_game_exact", exact), ("pointing_game_chance", chance)):
         for k, name in enumerate(names):
-            if counts[k] >= FEWEST:
+            if counts[k] >= MIN_SCANS:
                 results.put(f"{key}/{name}", mean(table[:, k], results.weights), int(counts[k]))
         results.put(f"{key}/focal", mean(table, results.weights), int(counts.sum()))
 

@@ -366,7 +366,7 @@ def text_maps(
     maps = model.get_text_maps(output, grid, None, rows)  # (1, texts, g, d, h, w)
     spacing = None if processor.spacing == "native" else [float(mm) for mm in processor.spacing]
     inputs = CTFMBatchFeature()
-    inputs.geometry = (processor.lay_grid(volume, spacing),)
+    inputs.geometry = (processor.place_grid(volume, spacing),)
     return [processor.to_patient_space(maps[:, k], inputs)[0] for k in range(maps.shape[1])]
 
 

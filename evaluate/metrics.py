@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-FEWEST = 5  # present and absent scans without which a finding is not measured
+MIN_SCANS = 5  # present and absent scans without which a finding is not measured
 NEWTON_STEPS = 100
 PRIOR_VARIANCE = 100.0  # of slope and intercept, so that a perfectly separated finding has a finite slope
 
@@ -121,7 +121,7 @@ def macro_auroc(scores: FindingTable, labels: FindingTable) -> float:
 
 def can_be_measured(labels: np.ndarray) -> bool:
     """Whether enough scans, NaN apart, have a finding and enough have not."""
-    return min(int((labels == 1).sum()), int((labels == 0).sum())) >= FEWEST
+    return min(int((labels == 1).sum()), int((labels == 0).sum())) >= MIN_SCANS
 
 
 def count_by_score(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

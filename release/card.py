@@ -30,7 +30,7 @@ AIMS = (
 PICTURES = {
     "docs/failures.png": "The worst misses: each finding outlined in its scan, and beside it where the model looked for it",
 }
-LEAST_AUROC = 0.75  # of a finding; below, it is named as failing
+MIN_AUROC = 0.75  # of a finding; below, it is named as failing
 
 
 class CardError(ValueError):
@@ -139,8 +139,8 @@ def real_scans_table(metrics: Metrics) -> str:
 
 def failures(metrics: Metrics, pictures: Sequence[str]) -> str:
     """The findings that fail, and the pictures."""
-    failing = [name for name, auroc in finding_aurocs(metrics).items() if auroc["value"] < LEAST_AUROC]
-    said = f"Failing, below {LEAST_AUROC}: {', '.join(failing)}." if failing else f"No finding is below {LEAST_AUROC}."
+    failing = [name for name, auroc in finding_aurocs(metrics).items() if auroc["value"] < MIN_AUROC]
+    said = f"Failing, below {MIN_AUROC}: {', '.join(failing)}." if failing else f"No finding is below {MIN_AUROC}."
     return "\n".join([said + "\n", *(f"![{PICTURES[name]}]({name})\n" for name in pictures)])
 
 

@@ -156,7 +156,7 @@ def stage_report(package: Package, tag: str) -> None:
     write_card(source / "model_card.md", package, tag)
 
 
-def bring_space(space: Path, checkpoint: Path) -> None:
+def prepare_space(space: Path, checkpoint: Path) -> None:
     """What `make space` brings: the viewer, by npm (without it the Space serves its own plain one), examples and a gallery.
 
     A gallery of these weights stays as it is, so that a repeated release has the same files.
@@ -169,7 +169,7 @@ def bring_space(space: Path, checkpoint: Path) -> None:
 
 
 def stage_space(package: Package, space: Path, checkpoint: Path) -> None:
-    bring_space(space, checkpoint)
+    prepare_space(space, checkpoint)
     found = [path for glob in SPACE_FILES for path in space.glob(glob) if path.is_file()]
     names = {path.relative_to(space).as_posix() for path in found}
     copy_files(sorted(names | {"app.py", "README.md", "requirements.txt"}), space, package.folder)
@@ -197,7 +197,7 @@ def stage(release: Release, tag: str, out: Path, space: Path) -> list[Package]:
 
     Args:
         out: gets a folder for each package.
-        space: the Space's sources, which get what `bring_space` brings.
+        space: the Space's sources, which get what `prepare_space` brings.
     """
     shutil.rmtree(out, ignore_errors=True)
     packages = []

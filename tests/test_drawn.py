@@ -33,7 +33,7 @@ def phantom() -> Phantom:
 
 
 def drawn(phantom: Phantom) -> DrawnScan:
-    geometry = PROCESSOR.lay_grid(Volume(hu=phantom.hu.numpy(), affine=phantom.affine), list(PROCESSOR.spacing))
+    geometry = PROCESSOR.place_grid(Volume(hu=phantom.hu.numpy(), affine=phantom.affine), list(PROCESSOR.spacing))
     return DrawnScan(
         number=0,
         seed=0,
@@ -138,7 +138,7 @@ def test_a_box_is_one_crop_and_holds_a_finding_of_its_patient_or_the_place_of_an
         for number in range(BOXES_PER_PATIENT):
             phantom = draw_box(seed, seed + 100, number, CROP_MM)
             volume = Volume(hu=phantom.hu.numpy(), affine=phantom.affine)
-            assert processor.lay_grid(volume, list(processor.spacing)).crop_grid == (1, 1, 1)
+            assert processor.place_grid(volume, list(processor.spacing)).crop_grid == (1, 1, 1)
             own += number < BOXES_PER_PATIENT - 1 and bool(places.keys() & {f.name for f in phantom.findings})
     assert own >= 7  # of nine; a centroid between two lungs may lie in neither
 

@@ -79,8 +79,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(teaches: str, start: Path, **settings: Any) -> FineTuning:
-    recipe = FINE_TUNINGS[teaches]()
+def recipe_of(task: str, start: Path, **settings: Any) -> FineTuning:
+    recipe = FINE_TUNINGS[task]()
     warmup_steps = min(5, settings.get("steps", 4))
     fast = OptimizerConfig(learning_rate=1e-3, warmup_steps=warmup_steps, weight_decay=0.01, last_weight_decay=0.01)
     small = {"start": str(start), "steps": 4, "global_batch": 8, "micro_batch": 8, "optimizer": fast}
@@ -129,11 +129,11 @@ def test_voxels_are_learnt_and_measured_on_held_out_scans(data: Path, checkpoint
 # --- the loop ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("teaches", ["findings", "segmentation"])
+@pytest.mark.parametrize("task", ["findings", "segmentation"])
 def test_a_run_that_leaves_after_every_step_has_the_losses_and_weights_of_one_that_stays(
-    teaches: str, data: Path, checkpoint: Path, tmp_path: Path
+    task: str, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(teaches, checkpoint, global_batch=2, micro_batch=1)
+    recipe = recipe_of(task, checkpoint, global_batch=2, micro_batch=1)
     expected = losses(train(tmp_path / "stays", data, recipe))
     for _ in range(recipe.steps):
         found = losses(train(tmp_path / "leaves", data, recipe, stop_after=0.0))
@@ -228,11 +228,11 @@ def test_the_export_has_a_pipeline_and_a_processor_and_no_calibration_of_its_par
     assert {row["label"] for row in classify(scan)} == {"ball", "unknown in some"}
 
 
-@pytest.mark.parametrize("teaches", ["findings", "segmentation"])
-def test_counted_operations_are_those_that_are_done(teaches: str, data: Path, checkpoint: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(teaches, checkpoint)
+@pytest.mark.parametrize("task", ["findings", "segmentation"])
+def test_counted_operations_are_those_that_are_done(task: str, data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(task, checkpoint)
     schedule = finetune.build_schedule(Run(recipe=recipe, out=tmp_path, data=(str(data),)), recipe)
-    findings = name_findings(schedule.manifests, schedule.rows) if teaches == "findings" else ()
+    findings = name_findings(schedule.manifests, schedule.rows) if task == "findings" else ()
     names = list(findings) or finetune.list_labels(name_structures(schedule))
     model, new = finetune.build_model(recipe, finetune.build_config(recipe, names))
     processor = CTFMImageProcessor.from_pretrained(checkpoint)
@@ -270,4 +270,4 @@ def test_a_split_without_scans_is_not_graded(data: Path, checkpoint: Path) -> No
 def test_commands_are_read() -> None:
     run = finetune.read_run(["findings", "--recipe.start", "X", "--recipe.from-scratch", "--out", "RUN", "--data", "D"])
     assert isinstance(run.recipe, FineTuning)
-    assert (run.recipe.start, run.recipe.from_scratch, run.recipe.teaches) == ("X", True, "findings")
+    assert (run.recipe.start, run.recipe.from_scratch, run.recipe.task) == ("X", True, "findings")

@@ -14,7 +14,7 @@ from ctfm import (
     read_segmentation,
     read_volume,
 )
-from ctfm.image_processing_ctfm import CTFMImageProcessor, area_width, lay_axis
+from ctfm.image_processing_ctfm import CTFMImageProcessor, area_width, place_axis
 from ctfm.volume_ctfm import GeometryError
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, Trainer, TrainingArguments
@@ -172,7 +172,7 @@ def test_the_grid_is_laid_so_that_the_body_spans_the_fewest_crops(low, high, cro
     def spanned(before: int) -> int:
         return (before + high) // crop - (before + low) // crop + 1
 
-    before = lay_axis(torch.arange(low, high + 1), crop, slack)
+    before = place_axis(torch.arange(low, high + 1), crop, slack)
     best = min(range(slack + 1), key=lambda b: (spanned(b), abs(2 * b - slack)))
     assert before == best
     assert spanned(before) == spanned(expected) or spanned(before) < spanned(expected)

@@ -558,7 +558,7 @@ def test_a_frozen_text_tower_reads_every_text_once_whatever_the_padding(monkeypa
     changed[0, 0] = 5 if int(changed[0, 0]) != 5 else 6
     model.encode_texts(changed, batch.attention_mask)
     assert reads == [1]
-    monkeypatch.setattr(alignment, "MOST_TEXTS", 1)
+    monkeypatch.setattr(alignment, "MAX_TEXTS", 1)
     torch.testing.assert_close(model.encode_texts(batch.input_ids, batch.attention_mask), expected)
     assert reads == [1, 4]  # what was kept is given up, and read again
 

@@ -15,7 +15,14 @@ from ctfm import read_volume
 from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.train import prepare as preparing
 from ctfm.train.layouts import StatedFacts, find_csv, find_ct_rate, find_inspect, find_merlin, find_nlst
-from ctfm.train.prepare import PrepareConfig, choose_sources, main, prepare, settle_spacing, settle_values
+from ctfm.train.prepare import (
+    PrepareConfig,
+    choose_sources,
+    main,
+    prepare,
+    resolve_stated_spacing,
+    resolve_stated_values,
+)
 from ctfm.train.shards import Manifest, ShardWriter, decode_block, encode_block, open_shard
 from ctfm.volume_ctfm import GeometryError, NotCTError, Volume
 
@@ -361,18 +368,18 @@ def test_ct_rate_traps_are_handled_and_counted(tmp_path: Path) -> None:
 def test_a_rescale_that_cannot_be_settled_is_refused() -> None:
     raw = read_volume((raw_values(phantom_hu()), canonical_affine()))
     with pytest.raises(NotCTError, match="intercept is probably missing"):
-        settle_values(raw, StatedFacts())
+        resolve_stated_values(raw, StatedFacts())
     with pytest.raises(NotCTError, match="does not mend"):
-        settle_values(raw, StatedFacts(slope=1.0, intercept=0.0))
+        resolve_stated_values(raw, StatedFacts(slope=1.0, intercept=0.0))
 
 
 def test_a_corrected_file_is_believed_before_its_table() -> None:
     volume = read_volume((phantom_hu(), canonical_affine()))
-    same, repairs = settle_spacing(volume, StatedFacts(spacing=(9.0, 1.0, 1.25), header_is_right=True))
+    same, repairs = resolve_stated_spacing(volume, StatedFacts(spacing=(9.0, 1.0, 1.25), header_is_right=True))
     assert same is volume
     assert repairs == ["stated_spacing_ignored"]
     with pytest.raises(GeometryError, match="different spacings"):
-        settle_spacing(volume, StatedFacts(spacing=(9.0, 1.0, 1.25)))
+        resolve_stated_spacing(volume, StatedFacts(spacing=(9.0, 1.0, 1.25)))
 
 
 def write_xlsx(path: Path, rows: list[list[str]]) -> None:

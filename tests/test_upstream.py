@@ -88,7 +88,7 @@ def common_tests() -> Path:
     return kept
 
 
-def lay_tree(root: Path, common_tests: Path) -> None:
+def write_tree(root: Path, common_tests: Path) -> None:
     """The part of transformers' tree that its common tests need, with our cases where a model of its own would be."""
     shutil.copytree(common_tests, root / "tests")
     for name, text in STUBS.items():
@@ -104,7 +104,7 @@ def lay_tree(root: Path, common_tests: Path) -> None:
 
 
 def test_transformers_own_tests_pass_for_every_model_class(common_tests: Path, tmp_path: Path) -> None:
-    lay_tree(tmp_path, common_tests)
+    write_tree(tmp_path, common_tests)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     options = ["-n", "2", "-q", "--no-header", "--tb=short", "--show-capture=no", "-p", "no:cacheprovider"]

@@ -111,7 +111,7 @@ def test_a_broken_slope_gives_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slope", ["0", "-1", "1e9", "abc"])
-def test_an_absurd_slope_is_refused(tmp_path: Path, slope: str) -> None:
+def test_an_implausible_slope_is_refused(tmp_path: Path, slope: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         write(tmp_path)
@@ -715,8 +715,8 @@ def test_acquisitions_on_or_between_each_other_are_split_by_time(
     assert np.array_equal(read_volume(tmp_path, "1.2.3#2").hu, HU + 5)
 
 
-def test_acquisitions_between_each_other_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AmbiguousSeriesError, match="every other slice"):
+def test_interleaved_acquisitions_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AmbiguousSeriesError, match="two interleaved acquisitions"):
         read_volume(interleave(tmp_path, lambda data_set, number, index: None, added=100))
 
 
@@ -770,7 +770,7 @@ def test_slices_of_another_orientation_size_or_spacing_are_not_mixed_in(tmp_path
         (edited(HighBit=2), DamagedFileError),
     ],
 )
-def test_absurd_headers_are_refused(tmp_path: Path, change: Edit, error: type[VolumeError]) -> None:
+def test_implausible_headers_are_refused(tmp_path: Path, change: Edit, error: type[VolumeError]) -> None:
     with pytest.raises(error):
         read_volume(write(tmp_path, change))
 

@@ -335,7 +335,7 @@ def test_an_oblique_nifti_keeps_its_rotation_up_to_thirty_degrees(tmp_path: Path
     ],
 )
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_absurd_nifti_headers_are_refused(tmp_path: Path, at: int, code: str, values: tuple, ending: str) -> None:
+def test_implausible_nifti_headers_are_refused(tmp_path: Path, at: int, code: str, values: tuple, ending: str) -> None:
     nib.save(nib.nifti1.Nifti1Image(LPS, LPS_AFFINE), tmp_path / "plain.nii")
     content = bytearray((tmp_path / "plain.nii").read_bytes())
     struct.pack_into(code, content, at, *values)
@@ -499,7 +499,7 @@ def test_a_data_file_outside_the_folder_is_refused(tmp_path: Path, name: str, en
         ("ElementType", "ElementNumberOfChannels = 3\nElementType"),
     ],
 )
-def test_absurd_metaimage_headers_are_refused(tmp_path: Path, old: str, new: str) -> None:
+def test_implausible_metaimage_headers_are_refused(tmp_path: Path, old: str, new: str) -> None:
     sitk.WriteImage(itk_image(), tmp_path / "scan.mhd")
     text = (tmp_path / "scan.mhd").read_text()
     assert old in text
@@ -524,7 +524,7 @@ def test_absurd_metaimage_headers_are_refused(tmp_path: Path, old: str, new: str
         ("endian: little\n", ""),
     ],
 )
-def test_absurd_nrrd_headers_are_refused(tmp_path: Path, old: str, new: str) -> None:
+def test_implausible_nrrd_headers_are_refused(tmp_path: Path, old: str, new: str) -> None:
     sitk.WriteImage(itk_image(), tmp_path / "scan.nhdr")
     text = (tmp_path / "scan.nhdr").read_text()
     assert old in text

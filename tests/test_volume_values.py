@@ -1,5 +1,7 @@
 """Arrays with an affine, the values that cannot be Hounsfield units, and the way back to the order on disk."""
 
+import copy
+import json
 import pickle
 from pathlib import Path
 
@@ -147,6 +149,14 @@ def test_fill_becomes_air_and_overshoot_stays() -> None:
 
 def test_a_missing_intercept_is_suspected() -> None:
     assert "intercept is probably missing" in warnings_of(HU + np.int16(1024))
+
+
+def test_a_warning_has_a_code_that_survives_a_copy_and_another_process() -> None:
+    (warning,) = read_volume((HU + np.int16(1024), AFFINE)).warnings
+    for same in (warning, copy.deepcopy(warning), pickle.loads(pickle.dumps(warning))):
+        assert same.code == "no_intercept"
+        assert same == warning
+        assert json.loads(json.dumps(same)) == str(warning)
 
 
 def test_a_rescale_applied_twice_is_suspected_and_not_taken_for_fill() -> None:

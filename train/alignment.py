@@ -19,7 +19,7 @@ from ..modeling_ctfm import CTFMModel, pool_text
 from .processes import ALONE, Processes
 
 Metrics = dict[str, Tensor]
-MOST_TEXTS = 100_000  # that a frozen text tower's outputs are kept of: 150 MB at 384 numbers each
+MAX_TEXTS = 100_000  # that a frozen text tower's outputs are kept of: 150 MB at 384 numbers each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class FrozenTexts:
     @torch.no_grad()
     def read(self, model: CTFMModel, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "texts w"]:
         """The text tower's pooled states."""
-        if len(self.known) > MOST_TEXTS:
+        if len(self.known) > MAX_TEXTS:
             self.known.clear()
         rows = zip(input_ids.cpu().numpy(), attention_mask.bool().cpu().numpy(), strict=True)
         keys = [row[mask].tobytes() for row, mask in rows]
@@ -194,7 +194,7 @@ class AlignmentObjective(nn.Module):
         return self.model
 
     def train(self, mode: bool = True) -> "AlignmentObjective":
-        """What is frozen drops nothing."""
+        """Keeps frozen modules in eval mode."""
         super().train(mode)
         if self.config.local_is_frozen:
             self.model.vision_model.local_model.eval()
@@ -261,4 +261,4 @@ class AlignmentObjective(nn.Module):
         return found
 
     def after_step(self, step: int) -> None:
-        """Nothing follows the student here."""
+        """There is no teacher to update."""

@@ -25,10 +25,10 @@ from .data import (
     SourceConfig,
     StepBatches,
     hash_numbers,
+    ignore_signals,
     load_crops,
     load_scans,
     select_rows,
-    stay,
 )
 from .descriptors import DescriptorDataset, collate_descriptors, encode_sources
 from .drawn import (
@@ -312,7 +312,11 @@ def build_alignment(
         if not phase.descriptors_are_cached:
             return load_scans(schedule, batches, num_workers=num_workers)
         return DataLoader(
-            dataset, batch_sampler=batches, collate_fn=collate_descriptors, num_workers=num_workers, worker_init_fn=stay
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate_descriptors,
+            num_workers=num_workers,
+            worker_init_fn=ignore_signals,
         )
 
     def make_batch(loaded: Any) -> AlignmentBatch:
@@ -451,7 +455,7 @@ def mean_crops(schedule: Schedule, processor: CTFMImageProcessor, num_scans: int
         scan = schedule.manifests[draw.source][draw.row]
         volume = Volume(hu=np.empty(scan.shape, np.int16), affine=scan.affine)
         spacing = None if processor.spacing == "native" else [float(mm) for mm in processor.spacing]
-        counts.append(math.prod(processor.lay_grid(volume, spacing).crop_grid))
+        counts.append(math.prod(processor.place_grid(volume, spacing).crop_grid))
     return sum(counts) / num_scans
 
 

@@ -99,7 +99,7 @@ class Schedule:
             raise ValueError(
                 f"No scan is left in {', '.join(empty)}: look at split, with_report, with_segmentation, with_labels."
             )
-        self.order = lay_mixture([source.weight for source in config.sources], config.seed)  # (SLOTS,) -> source
+        self.order = order_mixture([source.weight for source in config.sources], config.seed)  # (SLOTS,) -> source
         self.earlier = np.stack([np.cumsum(self.order == k) - (self.order == k) for k in range(len(self.rows))])
 
     def draw(self, number: int) -> Draw:
@@ -163,7 +163,7 @@ def select_rows(manifest: Manifest, source: SourceConfig) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
-def lay_mixture(weights: Sequence[float], seed: int) -> np.ndarray:
+def order_mixture(weights: Sequence[float], seed: int) -> np.ndarray:
     """Weights -> the source of each slot of a round, in an order drawn from the seed."""
     if not weights or min(weights) <= 0:
         raise ValueError(f"weights {list(weights)} must be positive.")
@@ -412,7 +412,7 @@ def load_scans(schedule: Schedule, batches: StepBatches, *, num_workers: int = 0
     return _load(ScanDataset(schedule), batches, list, num_workers)
 
 
-def stay(_: int) -> None:
+def ignore_signals(_: int) -> None:
     """What a loader process does first. The launcher asks all processes of a group to leave, and the loop needs its loaders
     until every process of the run agreed on a step; they end with the loop."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -425,7 +425,7 @@ def _load(dataset: Dataset[SampleT], batches: StepBatches, collate: Any, num_wor
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,
-        worker_init_fn=stay,
+        worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
     )

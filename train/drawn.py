@@ -25,7 +25,7 @@ from ..phantom.dataset import SIDED_NAMES, label
 from ..phantom.geometry import Point, named_rng
 from ..phantom.make import FINDING_ID, FINDING_NAMES, RANDOMISED_RANGES, Phantom, make_phantom
 from ..volume_ctfm import Volume
-from .data import StepBatches, hash_numbers, stay
+from .data import StepBatches, hash_numbers, ignore_signals
 
 # A voxel's code is its organ's number plus, where a finding covers the organ, FINDING_STEP times what `finding_codes` says.
 FINDING_STEP = 64
@@ -140,7 +140,7 @@ class DrawnScans(Dataset[DrawnScan]):
             hu, codes = file.get_tensor("hu"), file.get_tensor("codes")
         volume = Volume(hu=hu.numpy(), affine=np.array(facts["affine"]))
         spacing = None if self.processor.spacing == "native" else [float(mm) for mm in self.processor.spacing]
-        geometry = self.processor.lay_grid(volume, spacing)
+        geometry = self.processor.place_grid(volume, spacing)
         return DrawnScan(
             number=number,
             seed=hash_numbers(self.schedule.config.seed, number, 9),
@@ -167,7 +167,7 @@ def load_drawn(
         batch_sampler=batches,
         collate_fn=list,
         num_workers=num_workers,
-        worker_init_fn=stay,
+        worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )
 

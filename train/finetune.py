@@ -78,7 +78,7 @@ def fine_tune(run: Run, accelerator: Accelerator, labels: Dataset | None = None)
         check_recipe(run.out, recipe)
     processor = CTFMImageProcessor.from_pretrained(recipe.start)
     schedule = build_schedule(run, recipe, None if labels is None else labels_by_scan(labels))
-    findings = name_findings(schedule.manifests, schedule.rows) if recipe.teaches == "findings" else ()
+    findings = name_findings(schedule.manifests, schedule.rows) if recipe.task == "findings" else ()
     names = list(findings) or list_labels(name_structures(schedule))
     model, new = build_model(recipe, build_config(recipe, names))
     if is_main:
@@ -97,8 +97,8 @@ def fine_tune(run: Run, accelerator: Accelerator, labels: Dataset | None = None)
     checkpoints = find_checkpoints(run.out / "checkpoints", [recipe.name])
     path = checkpoints[-1] if checkpoints else None
     bar = tqdm(total=recipe.steps, unit="step", disable=not is_main)
-    leave_at = time.monotonic() + run.stop_after
-    path, is_over = train_phase(recipe.name, task, run, accelerator, bar, path, leave_at, ask)
+    stop_at = time.monotonic() + run.stop_after
+    path, is_over = train_phase(recipe.name, task, run, accelerator, bar, path, stop_at, ask)
     if is_over and is_main:
         export(path, run.out / "exported")
         (run.out / "metrics.json").write_text(json.dumps(ask(path), indent=1) + "\n")
@@ -110,7 +110,7 @@ def fine_tune(run: Run, accelerator: Accelerator, labels: Dataset | None = None)
 
 
 def build_schedule(run: Run, recipe: FineTuning, labels: Mapping[str, Mapping[str, float]] | None = None) -> Schedule:
-    voxels = recipe.teaches == "segmentation"
+    voxels = recipe.task == "segmentation"
     sources = [read_source(text) for text in run.data]
     return Schedule(
         SamplingConfig(
@@ -151,7 +151,7 @@ def build_config(recipe: FineTuning, names: Sequence[str]) -> CTFMConfig:
     )
     vision = config.vision_config
     assert isinstance(vision, CTFMVisionConfig)
-    if vision.global_config is None and recipe.teaches == "segmentation":
+    if vision.global_config is None and recipe.task == "segmentation":
         vision.global_config = CTFMGlobalConfig(
             input_size=2 * vision.hidden_size,
             hidden_size=vision.hidden_size,
@@ -171,14 +171,14 @@ def build_model(recipe: FineTuning, config: CTFMConfig) -> tuple[LabelModel, tup
         The model, and the parts of the trunk that the checkpoint did not have.
     """
     torch.manual_seed(recipe.seed)
-    model_class, before = MODELS[recipe.teaches], CTFMConfig.from_pretrained(recipe.start)
+    model_class, before = MODELS[recipe.task], CTFMConfig.from_pretrained(recipe.start)
     if recipe.from_scratch:
         return model_class(config), ("",)
     had_global = getattr(before.vision_config, "global_config", None) is not None
     new = () if had_global or config.vision_config.global_config is None else ("global_model.",)  # type: ignore[union-attr]
     learnt = (*HEADS, *(f"vision_model.{name}" for name in new))
     model = load_complete(model_class, recipe.start, new=learnt, config=config, dtype=torch.float32)
-    names = before.structures if recipe.teaches == "segmentation" and before.structures else before.id2label
+    names = before.structures if recipe.task == "segmentation" and before.structures else before.id2label
     if names != config.id2label:  # of other labels, though there may be as many
         draw_head_anew(model)
         logging.getLogger(__name__).warning(
@@ -230,7 +230,7 @@ def load_trained(path: Path) -> tuple[LabelModel, CTFMImageProcessor]:
     """Model and image processor of a checkpoint of a run."""
     out = path.parents[1]
     config = CTFMConfig.from_pretrained(out / "model")
-    model = MODELS[json.loads((out / "recipe.json").read_text())["teaches"]](config)
+    model = MODELS[json.loads((out / "recipe.json").read_text())["task"]](config)
     state: dict[str, Any] = load_file(path / "objective.safetensors")
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
     return model.eval(), CTFMImageProcessor.from_pretrained(out / "model")

@@ -26,7 +26,7 @@ from .shards import Manifest
 from .views import cut_scans
 
 LabelModel = CTFMForImageClassification | CTFMForSemanticSegmentation
-LEAST_VOXELS = 3  # of a finding that a part of a scan has; fewer at its edge say nothing
+MIN_VOXELS = 3  # of a finding that a part of a scan has; fewer at its edge say nothing
 FOCAL_SHARE = 0.7  # of the parts that hold a finding for sure, of scans that have one
 
 
@@ -64,7 +64,7 @@ class LabelObjective(nn.Module):
         return self.model
 
     def train(self, mode: bool = True) -> "LabelObjective":
-        """What is frozen drops nothing."""
+        """Keeps frozen modules in eval mode."""
         super().train(mode)
         if self.trunk_is_frozen:
             self.model.vision_model.eval()
@@ -79,7 +79,7 @@ class LabelObjective(nn.Module):
         return loss, {}
 
     def after_step(self, step: int) -> None:
-        """Nothing follows the student here."""
+        """There is no teacher to update."""
 
 
 # ---- labels of a prepared folder ----
@@ -130,7 +130,7 @@ def tabulate_parts(
 
         def ask(name: str, held: Tensor = held) -> float:
             count = int(held[numbers[name]]) if name in numbers else -1
-            return 1.0 if count >= LEAST_VOXELS else 0.0 if count == 0 else unknown
+            return 1.0 if count >= MIN_VOXELS else 0.0 if count == 0 else unknown
 
         row = []
         for name in findings:
@@ -188,7 +188,7 @@ def grade(
 ) -> dict[str, float]:
     """AUROC of every finding, or Dice of every structure, over scans of a split, and their mean; empty without scans.
 
-    Dice of a structure is the mean over the scans that hold it; a finding needs `metrics.FEWEST` scans of either kind.
+    Dice of a structure is the mean over the scans that hold it; a finding needs `metrics.MIN_SCANS` scans of either kind.
     """
     finds = isinstance(model, CTFMForImageClassification)
     names = label_names(model)

@@ -22,7 +22,7 @@ from .processes import Processes
 from .recipes import Phase
 from .throughput import peak_flops
 
-MOST_BAD_STEPS = 10  # skipped in a row
+MAX_BAD_STEPS = 10  # skipped in a row
 WINDOW = 50  # rows of the log, all within the range, that the next one is compared with
 MIN_WINDOW = 20
 MAX_DEVIATIONS = 10.0  # that a loss may lie above their median
@@ -111,7 +111,7 @@ class Monitor:
         """A row of means since the last one, over all processes.
 
         Raises:
-            TrainingStopped: gradients were not finite for `MOST_BAD_STEPS` steps, or the loss left its range.
+            TrainingStopped: gradients were not finite for `MAX_BAD_STEPS` steps, or the loss left its range.
         """
         names = sorted(self.sums)
         sums, counts = self.processes.add(torch.stack([self.sums[name] for name in names])).unbind(1)
@@ -133,7 +133,7 @@ class Monitor:
         bar.set_postfix(loss=f"{row['loss']:.3f}", rate=f"{per_second:.1f}/s")
         self.sums, self.bad = {}, self.bad * torch.tensor([0.0, 1.0], device=self.device)
         self.wait_s, self.last_step, self.last_time = 0.0, step, now
-        if in_a_row >= MOST_BAD_STEPS:
+        if in_a_row >= MAX_BAD_STEPS:
             raise TrainingStopped(
                 f"{self.name}: gradients were not finite in {in_a_row} steps in a row up to step {step}. Start again from "
                 "the last checkpoint with a lower learning rate, or look at the data of these steps."

@@ -34,6 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..volume_ctfm import AIR_HU, GeometryError, NotCTError, Volume, VolumeError, read_segmentation, read_volume
+from ..volume_scan_ctfm import ScanWarning
 from .layouts import LAYOUTS, ScanSource, StatedFacts
 from .shards import BLOCK, ShardWriter, shard_name, write_manifest
 
@@ -44,7 +45,8 @@ PERCENTILES = (0.5, 5, 25, 50, 75, 95, 99.5)
 PLACES = 8  # of each finding: where crops are taken that must hold one
 SPACING_TOLERANCE = 0.02  # CT-RATE's tables are rounded to 3 digits; a wrong spacing is off by far more
 RAD_CHESTCT_MM = 0.8
-NO_INTERCEPT, TWICE, WINDOWED = "intercept is probably missing", "rescale was probably applied twice", "8-bit export"
+# Codes of the reader's warnings that leave the values unfit for training.
+NO_INTERCEPT, TWICE, WINDOWED = "no_intercept", "rescaled_twice", "windowed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         raise ValueError(f"There is no scan in {config.source} laid out as {config.layout}.")
     write_links(config.private / "sources.csv", [*sources, *(source for source, _ in passed_over)], key)
     tasks = plan_tasks(sources, config, key)
-    remove_strangers(config.out, len(tasks))
+    remove_stale_shards(config.out, len(tasks))
     missing = [task for task in tasks if not is_done(task)]
     with tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="shard", disable=None) as bar:
         for _ in run_tasks(missing, config.num_workers):
@@ -209,7 +211,7 @@ def part_name(number: int) -> str:
     return f"parts/{number:06d}.json"
 
 
-def remove_strangers(out: Path, num_shards: int) -> None:
+def remove_stale_shards(out: Path, num_shards: int) -> None:
     """Takes away what an earlier run left that no shard of this one will replace."""
     for path in [*out.glob("shards/*"), *out.glob("parts/*")]:
         if path.suffix in (".partial", ".reading") or int(path.stem) >= num_shards:
@@ -261,8 +263,8 @@ def read_source(source: ScanSource) -> tuple[Volume, list[str]]:
     """
     scan = read_rad_chestct(source.path) if source.path.suffix == ".npz" else source.path
     volume = read_volume(scan, source.series_uid)
-    volume, repairs = settle_values(volume, source.stated)
-    volume, more = settle_spacing(volume, source.stated)
+    volume, repairs = resolve_stated_values(volume, source.stated)
+    volume, more = resolve_stated_spacing(volume, source.stated)
     repairs += more
     if volume.hu.dtype != np.int16:
         rounded = np.clip(np.rint(volume.hu), -32768, 32767).astype(np.int16)
@@ -288,31 +290,30 @@ def read_rad_chestct(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return hu, affine
 
 
-def settle_values(volume: Volume, stated: StatedFacts) -> tuple[Volume, list[str]]:
+def resolve_stated_values(volume: Volume, stated: StatedFacts) -> tuple[Volume, list[str]]:
     """Applies a rescale that a file never went through, undoes one that it went through twice, and looks again."""
     problem = find_problem(volume)
-    if not problem:
+    if problem is None:
         return volume, []
     slope, intercept = 1.0 if stated.slope is None else stated.slope, stated.intercept
-    if intercept is None or problem == WINDOWED:
-        raise NotCTError("the values are no Hounsfield units: " + problem, cure="State the rescale in a table.")
+    if intercept is None or problem.code == WINDOWED:
+        raise NotCTError(f"the values are no Hounsfield units: {problem}", cure="State the rescale in a table.")
     hu = volume.hu.astype(np.float32)
-    hu = hu * slope + intercept if problem == NO_INTERCEPT else (hu - intercept) / slope
+    hu = hu * slope + intercept if problem.code == NO_INTERCEPT else (hu - intercept) / slope
     whole = np.rint(hu)
     settled = read_volume((whole.astype(np.int16) if np.abs(whole).max() < 32768 else whole, volume.affine))
     if find_problem(settled) or np.abs(hu - whole).max() > 0.01:
         raise NotCTError("the values are no Hounsfield units, and the stated rescale does not mend them: " + problem)
-    repair = "rescale_applied" if problem == NO_INTERCEPT else "rescale_undone"
+    repair = "rescale_applied" if problem.code == NO_INTERCEPT else "rescale_undone"
     return replace(settled, source=volume.source, warnings=()), [repair]
 
 
-def find_problem(volume: Volume) -> str:
-    """Which of the reader's warnings about values leaves them unfit for training."""
-    said = " ".join(volume.warnings)
-    return next((problem for problem in (WINDOWED, NO_INTERCEPT, TWICE) if problem in said), "")
+def find_problem(volume: Volume) -> ScanWarning | None:
+    """The first of the reader's warnings about values that leaves them unfit for training."""
+    return next((w for code in (WINDOWED, NO_INTERCEPT, TWICE) for w in volume.warnings if w.code == code), None)
 
 
-def settle_spacing(volume: Volume, stated: StatedFacts) -> tuple[Volume, list[str]]:
+def resolve_stated_spacing(volume: Volume, stated: StatedFacts) -> tuple[Volume, list[str]]:
     """Takes the table's spacing where the file has none (1 x 1 x 1); elsewhere both must agree, or the file be a corrected
     one."""
     if stated.spacing is None or np.allclose(volume.spacing, stated.spacing, rtol=SPACING_TOLERANCE):

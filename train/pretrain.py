@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare_process() -> Accelerator:
-    """Hears signals, and the other processes."""
+    """Installs signal handlers and joins the other processes."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda received, _: SIGNALS.append(received))
     # The objectives keep sums of their own between micro-steps, which no other process may overwrite.
@@ -128,7 +128,7 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
     """Every phase that is not over. Returns whether the run is finished; it is not after a signal."""
     recipe, processes = run.recipe, all_processes()
     assert isinstance(recipe, Recipe)
-    leave_at = time.monotonic() + run.stop_after
+    stop_at = time.monotonic() + run.stop_after
     data = tuple(read_source(text) for text in run.data)
     with accelerator.main_process_first():
         check_recipe(run.out, recipe)
@@ -162,7 +162,7 @@ def pretrain(run: Run, accelerator: Accelerator) -> bool:
                     load_heads(before, task.objective)
                 elif recipe.start and path is None:
                     load_start(recipe.start, task.objective)
-            path, is_over = train_phase(name, task, run, accelerator, bar, path, leave_at, ask)
+            path, is_over = train_phase(name, task, run, accelerator, bar, path, stop_at, ask)
             if not is_over:
                 return False
         else:
@@ -181,7 +181,7 @@ def train_phase(
     accelerator: Accelerator,
     bar: tqdm,
     start: Path | None,
-    leave_at: float,
+    stop_at: float,
     ask: Callable[[Path], dict[str, float]],
 ) -> tuple[Path, bool]:
     """Trains one phase from `start`, or from its first step; `ask` probes a checkpoint. Returns its last checkpoint, and
@@ -211,7 +211,7 @@ def train_phase(
         num_processes=processes.count,
     )
     loader = iter(task.load(batches, run.num_workers))
-    leave = LeaveTogether(processes, accelerator.device, leave_at)
+    consensus = StopConsensus(processes, accelerator.device, stop_at)
 
     def save(keep_last: int = run.keep_last) -> Path:
         position = Position(phase=name, step=step, data=task.schedule.state(step), counters=monitor.counters)
@@ -246,15 +246,16 @@ def train_phase(
         objective.after_step(step)
         monitor.after_step(norm, is_bad)
         bar.update()
-        asked = leave.is_agreed()
-        leaves = asked or step == phase.steps
-        if step % run.log_every == 0 or leaves:
+        stop_requested = consensus.should_stop()
+        is_over = stop_requested or step == phase.steps
+        if step % run.log_every == 0 or is_over:
             monitor.write(step, learning_rate=optimizer.param_groups[0]["lr"], bar=bar)
-        if step % run.save_every == 0 or leaves:
-            path = save(max(run.keep_last, 1) if asked else run.keep_last)  # who is asked to leave wants to go on later
-            if leaves:
+        if step % run.save_every == 0 or is_over:
+            # A run that was asked to stop will be resumed, from a checkpoint that must be kept.
+            path = save(max(run.keep_last, 1) if stop_requested else run.keep_last)
+            if is_over:
                 accelerator.free_memory()
-                return path, not asked
+                return path, not stop_requested
 
 
 def divide_batch(phase: Phase, count: int) -> tuple[int, int]:
@@ -330,20 +331,20 @@ def checkpoint_layers(module: nn.Module) -> None:
         module.activation_checkpointing_enable()
 
 
-class LeaveTogether:
-    """Whether any process was asked to leave. All processes get the same answer, a step later where there are several, so
+class StopConsensus:
+    """Whether any process was asked to stop. All processes get the same answer, a step later where there are several, so
     that none waits for it."""
 
-    def __init__(self, processes: Processes, device: torch.device, leave_at: float) -> None:
-        self.processes, self.device, self.leave_at = processes, device, leave_at
+    def __init__(self, processes: Processes, device: torch.device, stop_at: float) -> None:
+        self.processes, self.device, self.stop_at = processes, device, stop_at
         self.pending = torch.zeros(1)
 
-    def is_agreed(self) -> bool:
-        asked = float(bool(SIGNALS) or time.monotonic() > self.leave_at)
+    def should_stop(self) -> bool:
+        requested = float(bool(SIGNALS) or time.monotonic() > self.stop_at)
         if self.processes.count == 1:
-            return bool(asked)
+            return bool(requested)
         agreed = bool(self.pending.item())
-        self.pending = self.processes.add(torch.full((1,), asked, device=self.device))
+        self.pending = self.processes.add(torch.full((1,), requested, device=self.device))
         return agreed
 
 

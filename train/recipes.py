@@ -160,7 +160,7 @@ class FineTuning:
 
     Args:
         name: of the recipe.
-        teaches: findings of scans, or the label of every voxel.
+        task: findings of scans, or the label of every voxel.
         start: folder of any checkpoint, or its Hub id.
         from_scratch: takes its architecture and image processor alone.
         trunk_is_frozen: the head alone learns.
@@ -172,7 +172,7 @@ class FineTuning:
     """
 
     name: str
-    teaches: Annotated[Literal["findings", "segmentation"], tyro.conf.Suppress]
+    task: Annotated[Literal["findings", "segmentation"], tyro.conf.Suppress]
     start: str
     from_scratch: bool = False
     trunk_is_frozen: bool = False
@@ -611,7 +611,7 @@ def findings() -> FineTuning:
     """Findings of scans, from the labels of the prepared folders."""
     return FineTuning(
         name="findings",
-        teaches="findings",
+        task="findings",
         start=tyro.MISSING,
         optimizer=OptimizerConfig(
             learning_rate=2e-4, warmup_steps=100, weight_decay=0.05, last_weight_decay=0.05, betas=(0.9, 0.98)
@@ -621,7 +621,7 @@ def findings() -> FineTuning:
 
 def segmentation() -> FineTuning:
     """The label of every voxel, from the label maps of the prepared folders."""
-    return replace(findings(), name="segmentation", teaches="segmentation", global_batch=4, micro_batch=4)
+    return replace(findings(), name="segmentation", task="segmentation", global_batch=4, micro_batch=4)
 
 
 RECIPES = {recipe.__name__: recipe for recipe in (demo, phantoms, embedded, trunk, boxes, large)}

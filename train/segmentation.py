@@ -118,7 +118,7 @@ class SegmentationObjective(nn.Module):
         return loss, {"patch": patch_loss.detach(), "crop": crop_loss.detach()}
 
     def after_step(self, step: int) -> None:
-        """Nothing follows the student here."""
+        """There is no teacher to update."""
 
 
 def presence_loss(

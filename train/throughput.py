@@ -101,7 +101,7 @@ def label_flops(
     trunk = num_crops * crop_flops(config, crop_size, backward=learns)
     if isinstance(config.global_config, CTFMGlobalConfig):
         trunk += (3 if learns else 1) * layer_flops(config.global_config, round(num_crops) + 1)
-    if recipe.teaches == "findings":
+    if recipe.task == "findings":
         return trunk
     width, voxels = 16, math.prod(crop_size)
     full = 27 * width * (config.num_channels + 2 * width + width) + width * num_labels

@@ -261,7 +261,7 @@ def cut_scans(
     device and equal to what the image processor makes of them."""
     spacing = None if processor.spacing == "native" else [float(mm) for mm in processor.spacing]
     volumes = [Volume(hu=sample.hu.numpy(), affine=sample.affine) for sample in samples]
-    geometry = [processor.lay_grid(volume, spacing) for volume in volumes]
+    geometry = [processor.place_grid(volume, spacing) for volume in volumes]
     counts = [math.prod(g.crop_grid) for g in geometry]
     pixels = torch.zeros(len(samples), max(counts), 1, *processor.crop_size, device=device)
     for row, sample, placed in zip(pixels, samples, geometry, strict=True):

@@ -35,6 +35,7 @@ from .volume_scan_ctfm import (
     HounsfieldStack,
     NotCTError,
     Scan,
+    ScanWarning,
     SeriesInfo,
     UnsafeFileError,
     UnsupportedFormatError,
@@ -80,7 +81,7 @@ class Volume:
     Args:
         hu: `(depth, height, width)` int16 where every value is a whole number, else float32; finite, contiguous.
         affine: 4 x 4 float64, `(d, h, w, 1)` -> patient millimetres, RAS+.
-        warnings: readable sentences, each says what was repaired or is suspicious.
+        warnings: sentences, each says what was repaired or is suspicious; `.code` names its kind.
         source: facts of the files without identifiers; `dataclasses.asdict` gives plain JSON values.
         source_axes: which axis on disk each of our axes is, and `source_flips` whether it was reversed; None where voxels
             were resampled.
@@ -88,7 +89,7 @@ class Volume:
 
     hu: np.ndarray
     affine: np.ndarray
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
     source: VolumeSource = field(default_factory=lambda: VolumeSource(kind="array"))
     source_axes: tuple[int, int, int] | None = (0, 1, 2)
     source_flips: tuple[bool, bool, bool] = (False, False, False)
@@ -370,7 +371,9 @@ def _scan_from_array(given: tuple[np.ndarray, np.ndarray]) -> Scan:
     for start in range(0, len(array), 16):
         stack.put(start, array[start : start + 16])
     warnings = (
-        [f"{stack.num_not_finite} voxels were not finite numbers and became air."] if stack.num_not_finite else []
+        [ScanWarning("not_finite", f"{stack.num_not_finite} voxels were not finite numbers and became air.")]
+        if stack.num_not_finite
+        else []
     )
     source = VolumeSource(kind="array", num_files=0, num_slices=array.shape[2], stored_type=array.dtype.name)
     return Scan(hu=stack.array, affine=affine, warnings=tuple(warnings), source=source)
@@ -445,7 +448,7 @@ def _orientation_code(affine: np.ndarray) -> str:
     return "".join(code)
 
 
-def _check_values(hu: np.ndarray, stored_type: str) -> list[str]:
+def _check_values(hu: np.ndarray, stored_type: str) -> list[ScanWarning]:
     """Refuses what is clearly no CT in Hounsfield units; warns of what hardly is."""
     low, high = float(hu.min()), float(hu.max())
     sample = hu[tuple(slice(None, None, max(1, size // 96)) for size in hu.shape[:2])].reshape(-1, hu.shape[2])
@@ -463,21 +466,45 @@ def _check_values(hu: np.ndarray, stored_type: str) -> list[str]:
         )
     warnings = []
     if low >= 0 and high <= 255:
-        warnings.append(f"Values are {values}: this looks like a windowed 8-bit export, not Hounsfield units.")
+        warnings.append(
+            ScanWarning(
+                "windowed", f"Values are {values}: this looks like a windowed 8-bit export, not Hounsfield units."
+            )
+        )
     elif low >= 0:
-        warnings.append(f"No value is below zero ({values}): the rescale intercept is probably missing.")
+        warnings.append(
+            ScanWarning(
+                "no_intercept", f"No value is below zero ({values}): the rescale intercept is probably missing."
+            )
+        )
     elif low > -300:
-        warnings.append(f"No value is below {low:g}: the scan holds no air or was windowed before.")
+        warnings.append(
+            ScanWarning("no_air", f"No value is below {low:g}: the scan holds no air or was windowed before.")
+        )
     if high > 32767:
         warnings.append(
-            f"Values up to {high:g} cannot be Hounsfield units: signed values may have been read as unsigned."
+            ScanWarning(
+                "read_as_unsigned",
+                f"Values up to {high:g} cannot be Hounsfield units: signed values may have been read as unsigned.",
+            )
         )
     if _is_rescaled_twice(sample):
-        warnings.append(f"Values are {values}: the rescale was probably applied twice; tissue lies about 1024 too low.")
+        warnings.append(
+            ScanWarning(
+                "rescaled_twice",
+                f"Values are {values}: the rescale was probably applied twice; tissue lies about 1024 too low.",
+            )
+        )
     elif high < MIN_TISSUE_HU:
-        warnings.append(f"No value is above {high:g}: there is no tissue, or the rescale is wrong.")
+        warnings.append(
+            ScanWarning("no_tissue", f"No value is above {high:g}: there is no tissue, or the rescale is wrong.")
+        )
     if EIGHT_BITS.fullmatch(stored_type) and not (low >= 0 and high <= 255):
-        warnings.append(f"Values were stored in 8 bits ({stored_type}): this looks like a windowed export.")
+        warnings.append(
+            ScanWarning(
+                "stored_in_8_bits", f"Values were stored in 8 bits ({stored_type}): this looks like a windowed export."
+            )
+        )
     return warnings
 
 
@@ -499,7 +526,7 @@ def _is_rescaled_twice(sample: np.ndarray) -> bool:
     return bool(np.count_nonzero(sample > -500) < 0.1 * sample.size)
 
 
-def _fill_to_air(hu: np.ndarray) -> list[str]:
+def _fill_to_air(hu: np.ndarray) -> list[ScanWarning]:
     sample = hu[tuple(slice(None, None, max(1, size // 96)) for size in hu.shape[:2])]
     if _is_rescaled_twice(sample):
         return []
@@ -511,11 +538,16 @@ def _fill_to_air(hu: np.ndarray) -> list[str]:
             plane[fill] = AIR_HU
     if not count:
         return []
-    return [f"{count} voxels of {FILL_HU} and below, outside the reconstruction circle, became air ({AIR_HU})."]
+    return [
+        ScanWarning(
+            "fill_to_air",
+            f"{count} voxels of {FILL_HU} and below, outside the reconstruction circle, became air ({AIR_HU}).",
+        )
+    ]
 
 
 def _straight_grid(
-    affine: np.ndarray, shape: tuple[int, ...], warnings: list[str]
+    affine: np.ndarray, shape: tuple[int, ...], warnings: list[ScanWarning]
 ) -> tuple[np.ndarray, tuple[int, int, int]] | None:
     """The grid to resample onto, where the axes are not at right angles or stand too far off the patient's; else None."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -526,7 +558,10 @@ def _straight_grid(
     if oblique > MAX_OBLIQUE_DEGREES:
         axes = CANONICAL_AXES
         warnings.append(
-            f"The scan lies {oblique:.1f} degrees off the patient's axes; voxels were resampled onto those."
+            ScanWarning(
+                "oblique_resampled",
+                f"The scan lies {oblique:.1f} degrees off the patient's axes; voxels were resampled onto those.",
+            )
         )
     elif shear > MAX_SHEAR_DEGREES:
         depth = np.cross(directions[:, 1], directions[:, 2])  # slices keep their planes, and shift within them
@@ -536,12 +571,19 @@ def _straight_grid(
         axes[:, 1] *= np.sign(axes[:, 1] @ directions[:, 1])
         spacing = spacing * np.abs((axes * directions).sum(0))
         warnings.append(
-            f"The axes lean {shear:.1f} degrees from right angles (gantry tilt or shear); slices were resampled to upright."
+            ScanWarning(
+                "not_orthogonal",
+                f"The axes are not orthogonal, by {shear:.1f} degrees (gantry tilt or shear); slices were "
+                "resampled to upright.",
+            )
         )
     else:
         if oblique > 5:
             warnings.append(
-                f"The scan lies {oblique:.1f} degrees off the patient's axes; `affine` keeps that rotation."
+                ScanWarning(
+                    "oblique",
+                    f"The scan lies {oblique:.1f} degrees off the patient's axes; `affine` keeps that rotation.",
+                )
             )
         return None
     return _bounding_grid(affine, shape, axes * spacing)

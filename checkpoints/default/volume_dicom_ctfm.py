@@ -32,6 +32,7 @@ from .volume_scan_ctfm import (
     HounsfieldStack,
     NotCTError,
     Scan,
+    ScanWarning,
     UnsupportedFormatError,
     VolumeError,
     VolumeSource,
@@ -141,7 +142,9 @@ def _find_stacks(source: str, kinds: dict[Path, str]) -> tuple[list[Stack], Coun
 
 
 def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
-    warnings = [f"{count} files were left out: {reason}." for reason, count in sorted(left_out.items())]
+    warnings = [
+        ScanWarning("left_out", f"{count} files were left out: {reason}.") for reason, count in sorted(left_out.items())
+    ]
     slices = stack.slices
     slots, places = _slots(slices)
     check_shape((len(places), slices[0].pixels.rows, slices[0].pixels.columns), slices[0].pixels.path.name)
@@ -152,7 +155,12 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
     _check_alternation(hu)
     num_duplicates = len(slices) - len(places)
     if num_duplicates and not stack.is_whole:
-        warnings.append(f"{num_duplicates} slices were there twice, with identical voxels; one of each was kept.")
+        warnings.append(
+            ScanWarning(
+                "duplicate_slices",
+                f"{num_duplicates} slices were there twice, with identical voxels; one of each was kept.",
+            )
+        )
     missing = [one for one in slices if one.facts["rescale"] == "missing"]
     if 0 < len(missing) < len(slices):
         raise NotCTError(
@@ -162,7 +170,9 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
             cure="Export the series again.",
         )
     if missing:
-        warnings.append("The header gives no rescale slope and intercept; 1 and 0 were assumed.")
+        warnings.append(
+            ScanWarning("no_rescale", "The header gives no rescale slope and intercept; 1 and 0 were assumed.")
+        )
     warnings += _suspicions(slices[0])
     warnings += _missing_by_spacing(places, by_plane)
     hu, affine, resampled = _fill_gaps(hu, affine, places, warnings)
@@ -175,26 +185,35 @@ def _read_stack(stack: Stack, left_out: Counter[str]) -> Scan:
     )
 
 
-def _suspicions(one: Slice) -> list[str]:
+def _suspicions(one: Slice) -> list[ScanWarning]:
     said = []
     if one.facts["rescale_type"] == "HU_MOD":
-        said.append("The header says modified Hounsfield units (HU_MOD).")
+        said.append(ScanWarning("modified_hu", "The header says modified Hounsfield units (HU_MOD)."))
     elif one.facts["modified"]:
         said.append(
-            f"A material was removed or highlighted in the image ({one.facts['modified']}): where it was, values are not "
-            "measured."
+            ScanWarning(
+                "modified_image",
+                f"A material was removed or highlighted in the image ({one.facts['modified']}): where it was, values are not "
+                "measured.",
+            )
         )
     if one.facts["named_map"]:
         said.append(
-            f'The series description says "{one.facts["named_map"]}", though the header says Hounsfield units: this may be a '
-            "map in another unit."
+            ScanWarning(
+                "named_as_map",
+                f'The series description says "{one.facts["named_map"]}", though the header says Hounsfield units: this '
+                "may be a map in another unit.",
+            )
         )
     if one.facts["lossy"] == "01" or one.pixels.transfer_syntax in LOSSY:
-        said.append("The pixels were compressed with loss.")
+        said.append(ScanWarning("lossy", "The pixels were compressed with loss."))
     tilt = _float(one.facts["tilt"])
     if tilt is not None and abs(tilt) > MIN_TILT_DEGREES and np.abs(one.normal).max() > math.cos(math.radians(0.5)):
         said.append(
-            f"The header says a gantry tilt of {tilt:g} degrees, but its slices stand upright; positions were trusted."
+            ScanWarning(
+                "tilt_in_header_only",
+                f"The header says a gantry tilt of {tilt:g} degrees, but its slices stand upright; positions were trusted.",
+            )
         )
     return said
 
@@ -242,7 +261,7 @@ def _check_gaps(places: np.ndarray, slices: list[Slice]) -> None:
     steps = np.diff(places)
     step = _usual_step(places)
     if step > MAX_SPACING_MM:
-        raise GeometryError("absurd slice distance", value=f"{step:g} mm")
+        raise GeometryError("implausible slice distance", value=f"{step:g} mm")
     if _is_regular(places):
         return
     unexplained = steps[~_is_explained(steps, slices)]
@@ -269,7 +288,7 @@ def _is_explained(steps: np.ndarray, slices: list[Slice]) -> np.ndarray:
     return (covered | stated) & (is_run | changes)
 
 
-def _missing_by_spacing(places: np.ndarray, slices: list[Slice]) -> list[str]:
+def _missing_by_spacing(places: np.ndarray, slices: list[Slice]) -> list[ScanWarning]:
     """Equal steps that are a multiple of the distance which the header states."""
     spacing = _float(slices[0].facts["spacing"])
     step = places[-1] / (len(places) - 1)
@@ -280,19 +299,23 @@ def _missing_by_spacing(places: np.ndarray, slices: list[Slice]) -> list[str]:
         return []
     which = "every second slice is" if times == 2 else f"{times - 1} of {times} slices are"
     return [
-        f"The header says that slices lie {spacing:g} mm apart, but they lie {step:.2f} mm apart: probably {which} missing."
+        ScanWarning(
+            "missing_by_spacing",
+            f"The header says that slices lie {spacing:g} mm apart, but they lie {step:.2f} mm apart: probably "
+            f"{which} missing.",
+        )
     ]
 
 
 def _check_alternation(hu: np.ndarray) -> None:
-    """Refuses two acquisitions that lie between each other though nothing in their headers tells them apart."""
+    """Refuses two interleaved acquisitions whose headers do not distinguish them."""
     if len(hu) < 8:
         return
     sample = hu[:, ::4, ::4].astype(np.float32).clip(-1024, 1024)
     following, alternate = (float(np.abs(sample[step:] - sample[:-step]).mean()) for step in (1, 2))
     if alternate < MIN_ALTERNATION * following:
         raise AmbiguousSeriesError(
-            "every other slice is more alike than neighbours are: two acquisitions lie between each other, and nothing in "
+            "slices resemble the next but one more than their neighbours: two interleaved acquisitions, and nothing in "
             "their headers tells them apart",
             value=f"{following:.0f} HU from slice to slice, {alternate:.0f} to the one after",
             cure="Pass one acquisition only.",
@@ -300,7 +323,7 @@ def _check_alternation(hu: np.ndarray) -> None:
 
 
 def _fill_gaps(
-    hu: np.ndarray, affine: np.ndarray, places: np.ndarray, warnings: list[str]
+    hu: np.ndarray, affine: np.ndarray, places: np.ndarray, warnings: list[ScanWarning]
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Linear interpolation between the true positions onto equal steps, where they are not equal."""
     if _is_regular(places):
@@ -319,13 +342,16 @@ def _fill_gaps(
     affine[:3, 0] *= step * (len(places) - 1) / places[-1]
     steps = np.diff(places)
     warnings.append(
-        f"Slices are {steps.min():.2f} to {steps.max():.2f} mm apart (missing slices or a changing distance); they were "
-        f"resampled to {step:.2f} mm from their true positions."
+        ScanWarning(
+            "uneven_slices",
+            f"Slices are {steps.min():.2f} to {steps.max():.2f} mm apart (missing slices or a changing distance); they were "
+            f"resampled to {step:.2f} mm from their true positions.",
+        )
     )
     return out, affine, True
 
 
-def _read_hounsfield(stack: Stack, slots: list[int], num_planes: int, warnings: list[str]) -> np.ndarray:
+def _read_hounsfield(stack: Stack, slots: list[int], num_planes: int, warnings: list[ScanWarning]) -> np.ndarray:
     slices = stack.slices
     first = slices[0].pixels
     hounsfield = HounsfieldStack((num_planes, first.rows, first.columns))
@@ -348,12 +374,17 @@ def _read_hounsfield(stack: Stack, slots: list[int], num_planes: int, warnings: 
         filled[slot] = True
         padded += num_padded
     if padded:
-        warnings.append(f"{padded} voxels carried the padding value of the header and became air.")
+        warnings.append(
+            ScanWarning("padding", f"{padded} voxels carried the padding value of the header and became air.")
+        )
     if stack.is_whole:
         identical = len(slices) - num_planes - num_different
         warnings.append(
-            f"Several acquisitions were read as one scan; of {len(slices) - num_planes} slices that two of them share "
-            f"({identical} identical, {num_different} different), the first was kept."
+            ScanWarning(
+                "joined_acquisitions",
+                f"Several acquisitions were read as one scan; of {len(slices) - num_planes} slices that two of them share "
+                f"({identical} identical, {num_different} different), the first was kept.",
+            )
         )
     return hounsfield.array
 

@@ -21,6 +21,7 @@ from .volume_scan_ctfm import (
     HounsfieldStack,
     NotCTError,
     Scan,
+    ScanWarning,
     UnsafeFileError,
     UnsupportedFormatError,
     VolumeSource,
@@ -89,7 +90,7 @@ class Layout:
     slope: float = 1.0
     intercept: float = 0.0
     checks: tuple[str, ...] = ()
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[ScanWarning] = field(default_factory=list)
 
 
 def read_raster(path: Path, kind: str, folder: Path) -> Scan:
@@ -105,7 +106,9 @@ def read_raster(path: Path, kind: str, folder: Path) -> Scan:
     stack = _read_voxels(layout, path.name)
     warnings = list(layout.warnings)
     if stack.num_not_finite:
-        warnings.append(f"{stack.num_not_finite} voxels were not finite numbers and became air.")
+        warnings.append(
+            ScanWarning("not_finite", f"{stack.num_not_finite} voxels were not finite numbers and became air.")
+        )
     source = VolumeSource(
         kind=kind,
         num_files=1 if layout.data_file == path else 2,
@@ -323,7 +326,7 @@ def _nifti_from_fields(
     name = path.name
     num_axes = fields.dim[0]
     if not 1 <= num_axes <= 7:
-        raise DamagedFileError("absurd number of dimensions", file=name, value=num_axes)
+        raise DamagedFileError("implausible number of dimensions", file=name, value=num_axes)
     shape: tuple[int, ...] = fields.dim[1 : num_axes + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -337,7 +340,7 @@ def _nifti_from_fields(
         slope, intercept = 1.0, 0.0  # the standard: no scaling
     check_rescale(slope, intercept, name)
     if not np.isfinite(fields.offset) or fields.offset < 0 or fields.offset > 2**26:
-        raise DamagedFileError("absurd offset of the voxel data", file=name, value=fields.offset)
+        raise DamagedFileError("implausible offset of the voxel data", file=name, value=fields.offset)
     affine, checks, warnings = _nifti_affine(fields, shape, name)
     return Layout(
         kind="nifti",
@@ -357,7 +360,7 @@ def _nifti_from_fields(
 
 def _nifti_affine(
     fields: NiftiFields, shape: tuple[int, ...], file: str
-) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+) -> tuple[np.ndarray, tuple[str, ...], list[ScanWarning]]:
     """sform before qform, as the standard advises and nibabel does, unless the sform is another space's or contradicts the
     voxel sizes; with neither, x runs to the left as in FSL and nibabel."""
     warnings = []
@@ -374,8 +377,11 @@ def _nifti_affine(
         if not has_sform and qform is None:
             raise GeometryError("voxel spacing must be positive", file=file, value=pixdim.tolist())
         warnings.append(
-            f"The voxel size in the NIfTI header is no size ({', '.join(f'{size:g}' for size in pixdim)}); "
-            + ("that of the sform was used." if has_sform else "its sign was ignored.")
+            ScanWarning(
+                "bad_voxel_size",
+                f"The voxel size in the NIfTI header is no size ({', '.join(f'{size:g}' for size in pixdim)}); "
+                + ("that of the sform was used." if has_sform else "its sign was ignored."),
+            )
         )
     scale = NIFTI_UNITS_MM.get(fields.units & 7, 1.0)
     if has_sform and qform is not None:
@@ -387,18 +393,27 @@ def _nifti_affine(
     elif qform is not None:
         affine, checks = qform, ("geometry from the qform",)
         if fields.sform_code > 0:
-            warnings.append("The sform of the NIfTI header places no voxel; its qform was used.")
+            warnings.append(
+                ScanWarning("sform_unusable", "The sform of the NIfTI header places no voxel; its qform was used.")
+            )
     else:
         affine = np.diag([-sizes[0], sizes[1], sizes[2], 1.0])
         affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
         checks = ("no geometry but the voxel size",)
         warnings.append(
-            "The NIfTI header says nothing about orientation; axes were taken as left, anterior, superior (as FSL and "
-            "nibabel do), so left and right may be swapped."
+            ScanWarning(
+                "no_orientation",
+                "The NIfTI header says nothing about orientation; axes were taken as left, anterior, superior (as FSL and "
+                "nibabel do), so left and right may be swapped.",
+            )
         )
     if scale != 1.0:
         affine = np.diag([scale, scale, scale, 1.0]) @ affine
-        warnings.append(f"The NIfTI header is not in millimetres; lengths were multiplied by {scale:g}.")
+        warnings.append(
+            ScanWarning(
+                "not_in_millimetres", f"The NIfTI header is not in millimetres; lengths were multiplied by {scale:g}."
+            )
+        )
     return affine, checks, warnings
 
 
@@ -416,7 +431,7 @@ def _choose_form(
     sizes: np.ndarray,
     shape: tuple[int, ...],
     scale: float,
-    warnings: list[str],
+    warnings: list[ScanWarning],
 ) -> tuple[np.ndarray, str]:
     corners = np.array(
         [(*(n * (size - 1) for n, size in zip(corner, shape, strict=True)), 1) for corner in np.ndindex(2, 2, 2)]
@@ -434,8 +449,11 @@ def _choose_form(
     lengths = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (sform, qform)]
     percent = 100 * float(np.abs(lengths[0] / lengths[1] - 1).max())
     warnings.append(
-        f"The NIfTI header places the scan in two different ways, up to {apart * scale:.1f} mm apart and with voxel sizes "
-        f"that differ by {percent:.1f} %; its {form} was used, not its {other}: {why}."
+        ScanWarning(
+            "forms_differ",
+            f"The NIfTI header places the scan in two different ways, up to {apart * scale:.1f} mm apart and with voxel sizes "
+            f"that differ by {percent:.1f} %; its {form} was used, not its {other}: {why}.",
+        )
     )
     return (sform if form == "sform" else qform), form
 
@@ -448,20 +466,28 @@ def _has_sizes(affine: np.ndarray, sizes: np.ndarray) -> bool:
     return bool((fits[0] | fits[1]).all())
 
 
-def _sform_with_sizes(fields: NiftiFields, sform: np.ndarray, sizes: np.ndarray, warnings: list[str]) -> np.ndarray:
+def _sform_with_sizes(
+    fields: NiftiFields, sform: np.ndarray, sizes: np.ndarray, warnings: list[ScanWarning]
+) -> np.ndarray:
     """An sform without a qform to compare it with; the header's voxel sizes stand beside it."""
     if _has_sizes(sform, sizes):
         return sform
     lengths = np.linalg.norm(sform[:3, :3], axis=0)
     if np.allclose(lengths, 1, atol=1e-3):
         warnings.append(
-            "The sform of the NIfTI header holds directions without voxel sizes; the voxel sizes of the header were used."
+            ScanWarning(
+                "sform_without_sizes",
+                "The sform of the NIfTI header holds directions without voxel sizes; the voxel sizes of the header were used.",
+            )
         )
         return sform @ np.diag([*sizes / lengths, 1.0])
     percent = 100 * float(np.abs(lengths / sizes - 1).max())
     space = f" and leads into an atlas (code {fields.sform_code})" if fields.sform_code in ATLAS_CODES else ""
     warnings.append(
-        f"The voxel size in the NIfTI header differs from its sform by {percent:.1f} %{space}; the sform was used."
+        ScanWarning(
+            "sizes_differ",
+            f"The voxel size in the NIfTI header differs from its sform by {percent:.1f} %{space}; the sform was used.",
+        )
     )
     return sform
 
@@ -511,7 +537,12 @@ def _meta_layout(path: Path, folder: Path) -> Layout:
     direction = next((tags[key] for key in ("TransformMatrix", "Rotation", "Orientation") if key in tags), "")
     origin = next((tags[key] for key in ("Offset", "Position", "Origin") if key in tags), "0 0 0")
     if not direction:
-        warnings.append("The MetaImage header says nothing about orientation; left, posterior, superior was assumed.")
+        warnings.append(
+            ScanWarning(
+                "no_orientation",
+                "The MetaImage header says nothing about orientation; left, posterior, superior was assumed.",
+            )
+        )
     axes = _numbers(direction or "1 0 0 0 1 0 0 0 1", 9, "TransformMatrix", name).reshape(3, 3).T
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing
@@ -624,7 +655,7 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
     raise DamagedFileError("no complete NRRD header", file=path.name)
 
 
-def _nrrd_affine(fields: dict[str, str], name: str) -> tuple[np.ndarray, list[str]]:
+def _nrrd_affine(fields: dict[str, str], name: str) -> tuple[np.ndarray, list[ScanWarning]]:
     warnings = []
     space = fields.get("space", "").lower().removesuffix("-time")
     if space and space not in NRRD_SPACES:
@@ -642,7 +673,12 @@ def _nrrd_affine(fields: dict[str, str], name: str) -> tuple[np.ndarray, list[st
             raise GeometryError("voxel spacing must be positive", file=name, value=spacing.tolist())
         affine[:3, :3] = np.diag(spacing)
     if not space or "space directions" not in fields:
-        warnings.append("The NRRD header says too little about orientation; left, posterior, superior was assumed.")
+        warnings.append(
+            ScanWarning(
+                "no_orientation",
+                "The NRRD header says too little about orientation; left, posterior, superior was assumed.",
+            )
+        )
     origin = re.sub(r"[(),]", " ", fields.get("space origin", "(0,0,0)"))
     affine[:3, 3] = _numbers(origin, 3, "space origin", name)
     sign = NRRD_SPACES.get(space, (-1.0, -1.0, 1.0))
