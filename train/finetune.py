@@ -34,7 +34,7 @@ from .build import Task, mean_crops, name_structures
 from .checkpoint import check_recipe, find_checkpoints
 from .data import SamplingConfig, Schedule, SourceConfig, load_scans
 from .labels import LabelModel, LabelObjective, grade, label_names, make_label_batch, name_findings
-from .pretrain import Run, prepare_process, read_source, train_phase
+from .pretrain import Run, launch, read_source, train_phase
 from .processes import Processes, all_processes
 from .recipes import FINE_TUNINGS, FineTuning
 from .tables import labels_by_scan
@@ -45,10 +45,7 @@ MODELS = {"findings": CTFMForImageClassification, "segmentation": CTFMForSemanti
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    accelerator = prepare_process()
-    fine_tune(read_run(arguments), accelerator)
-    accelerator.end_training()
-    return 0
+    return launch(fine_tune, read_run(arguments))
 
 
 def read_run(arguments: Sequence[str] | None = None) -> Run:

@@ -90,8 +90,13 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return launch(pretrain, read_run(arguments))
+
+
+def launch(program: Callable[[Run, Accelerator], bool], run: Run) -> int:
+    """What the programs of this loop do in every process; the exit code."""
     accelerator = prepare_process()
-    pretrain(read_run(arguments), accelerator)
+    program(run, accelerator)
     accelerator.end_training()
     return 0
 

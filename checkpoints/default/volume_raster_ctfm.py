@@ -3,6 +3,11 @@
 The array of the `Scan` is indexed `(i, j, k)`, `i` being the file's first and fastest axis, as nibabel and pynrrd index it
 (SimpleITK's arrays are the transpose). Voxels are read slab by slab into int16 where every value is a whole number that fits.
 
+Kept beside nibabel and SimpleITK because of what they do with damaged files, and because the Hub needs nothing but numpy: of a
+NIfTI cut in half SimpleITK returns voxels, and for a header that claims 35 TB nibabel asks for the memory. Of 150 x 512 x 512
+voxels an unpacked file takes 0.05 CPU seconds (SimpleITK 0.06 to 0.10) and 0.11 GB (0.16); a .nii.gz takes 0.36 (nibabel 0.43,
+SimpleITK 0.12). `benchmarks/rasters.py` measured it.
+
 Sources: NIfTI-1 and NIfTI-2 headers (nifti.nimh.nih.gov), MetaIO tags (itk.org/Wiki/MetaIO), NRRD 0005 (teem.sourceforge.net).
 """
 
