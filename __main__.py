@@ -45,6 +45,8 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "evaluate": ("evaluate.evaluate", "metrics of a checkpoint with 95 % intervals, by a protocol"),
             "probe-checkpoints": ("evaluate.probe", "how much features know of the labels, while a run goes on"),
             "learning-curve": ("evaluate.learning", "probes of every checkpoint of a run, and their curve"),
+            "nodules": ("evaluate.nodules", "what features say about lung nodules, beside their diameter alone"),
+            "organs": ("evaluate.organs", "overlap of segmented organs with label maps of real scans"),
             "real-scans": ("evaluate.real_scans", "a sanity check on a few real scans, with pictures"),
         },
     ),
