@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -450,6 +450,28 @@ def test_a_run_that_goes_on_may_change_learning_rate_and_clip_norm_and_notes_it(
     faster = replace(slower, optimizer=replace(slower.optimizer, betas=(0.5, 0.9)))
     with pytest.raises(ValueError, match=r"phases\.segmentation\.optimizer\.betas differ"):
         check_recipe(tmp_path, replace(recipe, phases={"segmentation": faster}))
+
+
+def test_a_run_that_goes_on_may_pass_over_samples_and_notes_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    class Recorded(StepBatches):
+        def __iter__(self) -> Iterator[list[int]]:
+            for numbers in super().__iter__():
+                taken.extend(numbers)
+                yield numbers
+
+    monkeypatch.setattr(loop, "StepBatches", Recorded)
+    recipe = only("segmentation", steps=3)
+    run = loop.Run(recipe=recipe, out=tmp_path, data=(str(data),), log_every=1, save_every=1, stop_after=0.0)
+    assert not loop.pretrain(run, Accelerator(cpu=True))
+    train(tmp_path, data, replace(recipe, skip_data_steps=5))
+    batch = recipe.phases["segmentation"].global_batch
+    assert taken == [*range(batch), *range(6 * batch, 8 * batch)]  # of steps 0, 6 and 7
+    stored = json.loads((tmp_path / "recipe.json").read_text())
+    assert stored["history"] == [{"from": "segmentation-0000001", "changes": {"skip_data_steps": [0, 5]}}]
 
 
 def test_the_export_loads_as_it_was_trained(one_process: Path, data: Path) -> None:

@@ -178,7 +178,12 @@ def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 # ---- export ----
 
 
-CHANGEABLE = ("learning_rate", "last_learning_rate", "clip_norm")  # what a run that diverged needs to go on with
+CHANGEABLE = (
+    "learning_rate",
+    "last_learning_rate",
+    "clip_norm",
+    "skip_data_steps",
+)  # what a run that diverged needs to go on with
 
 
 def find_changes(before: Any, now: Any, name: str = "") -> dict[str, list[Any]]:

@@ -136,7 +136,8 @@ class Monitor:
         if in_a_row >= MAX_BAD_STEPS:
             raise TrainingStopped(
                 f"{self.name}: gradients were not finite in {in_a_row} steps in a row up to step {step}. Start again from "
-                "the last checkpoint with a lower learning rate, or look at the data of these steps."
+                "the last checkpoint with a lower learning_rate of this phase, or with --recipe.skip-data-steps above the "
+                "number of these steps, which a run that goes on may change."
             )
         if not in_a_row:
             self.check_loss(row["loss"], step)
@@ -151,7 +152,8 @@ class Monitor:
         if rows_out >= PATIENCE:
             raise TrainingStopped(
                 f"{said}, in {rows_out} rows of the log in a row. Remove the checkpoints of these rows and start the same "
-                "command with a lower learning_rate or clip_norm of this phase, which a run that goes on may change."
+                "command with a lower learning_rate or clip_norm of this phase, or with --recipe.skip-data-steps, which a run "
+                "that goes on may change."
             )
         if rows_out == 1 and self.processes.rank == 0:
             tqdm.write(f"{said}. The run stops after {PATIENCE} such rows in a row.")

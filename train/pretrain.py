@@ -209,8 +209,8 @@ def train_phase(
     monitor = Monitor(name, run.out, task, phase, accelerator.device, processes, counters, step)
     batches = StepBatches(
         task.schedule,
-        start_step=step,
-        stop_step=phase.steps,
+        start_step=step + recipe.skip_data_steps,
+        stop_step=phase.steps + recipe.skip_data_steps,
         batch_size=batch_size,
         rank=processes.rank,
         num_processes=processes.count,

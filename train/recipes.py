@@ -169,6 +169,7 @@ class FineTuning:
         micro_batch: of them, what one forward pass takes over all processes.
         split, test_split: of the prepared folders; what is not stated about a scan does not count.
         seed: of new weights, samples, dropout.
+        skip_data_steps: see `Recipe`.
     """
 
     name: str
@@ -183,6 +184,7 @@ class FineTuning:
     test_split: str = "test"
     optimizer: OptimizerConfig
     seed: int = 0
+    skip_data_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.trunk_is_frozen:
@@ -213,6 +215,8 @@ class Recipe:
             alone can. Without it they are drawn from the seed.
         phases: in order, by name.
         seed: of weights, samples, views, dropout.
+        skip_data_steps: a step takes the samples of so many steps later, so that a run that diverged passes over those that it
+            diverged on; 0 at first, and larger each time that it should.
     """
 
     name: str
@@ -224,6 +228,7 @@ class Recipe:
     start: str = ""
     phases: Annotated[dict[str, Phase], tyro.conf.AvoidSubcommands]
     seed: int = 0
+    skip_data_steps: int = 0
 
     def __post_init__(self) -> None:
         check_warmup(self.phases)
