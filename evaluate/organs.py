@@ -37,12 +37,12 @@ MIN_VOXELS_ML = 1.0
 def lungs_by_threshold(volume: Volume) -> np.ndarray:
     """Voxels of air inside the body `(D, H, W)`, airways with them: nothing that touches the border of a slice."""
     air = volume.hu < AIR_HU
-    parts, _ = ndimage.label(air)
+    parts = np.zeros(air.shape, np.int32)
+    ndimage.label(air, output=parts)
     rim = np.concatenate([np.unique(parts[:, edge]) for edge in (0, -1)] + [np.unique(parts[:, :, e]) for e in (0, -1)])
     inside = air & ~np.isin(parts, rim)
-    sizes = np.bincount(parts[inside], minlength=int(parts.max()) + 1) if inside.any() else np.zeros(1)
-    voxel_ml = float(np.prod(volume.spacing)) / 1000
-    return inside & (sizes[parts] * voxel_ml > 100)  # gas of the bowel comes in smaller pockets
+    sizes_ml = np.bincount(parts[inside], minlength=int(parts.max()) + 1) * float(np.prod(volume.spacing)) / 1000
+    return inside & (sizes_ml[parts] > 100)  # gas of the bowel comes in smaller pockets
 
 
 def find_references(segmentation: str, folder: Path, volume: Volume) -> dict[str, np.ndarray]:

@@ -47,4 +47,4 @@ def find_body(values: Tensor, level: float = TISSUE) -> Tensor:
         before = np.logical_or.accumulate(body, axis)
         behind = np.flip(np.logical_or.accumulate(np.flip(body, axis), axis), axis)
         enclosed = enclosed & before & behind
-    return torch.from_numpy(enclosed | body)
+    return torch.from_numpy(np.logical_or(enclosed, body))

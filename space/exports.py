@@ -146,7 +146,7 @@ def write_findings(scan: Scan, weights: Weights, made: Path) -> tuple[str, str, 
         {"image_embeds": scan.analysis.embedding.contiguous()},
         folder / "embedding.safetensors",
         metadata={
-            name: json.dumps(value) if name == "gate" else value
+            name: json.dumps(value) if name == "gate" else str(value)
             for name, value in answer_facts(scan.analysis, weights).items()
         },
     )

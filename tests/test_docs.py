@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ctfm.phantom.dataset import PhantomDataset, write_dataset
 from ctfm.phantom.dicom_series import write_dicom_series
 
 from tests.phantoms import canonical_affine, phantom_hu
@@ -106,6 +107,8 @@ def test_python_blocks_run_as_printed_without_the_package_where_they_do_not_impo
 @pytest.mark.parametrize("page", ["README.md", "reporting/model_card.md", "docs/report_check.md"])
 def test_commands_run_as_printed(page: str, workplace: Path) -> None:
     write_drafts(workplace)
+    table = write_dataset(PhantomDataset(folder=workplace, num_train=24, num_test=0, shape=(24, 32, 32)))
+    table.rename(workplace / "TABLE.csv")
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith("ctfm ")]
     assert commands
