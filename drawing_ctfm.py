@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -62,24 +62,82 @@ def draw_planes(
     Raises:
         ImportError: Pillow is not installed.
     """
+    check_pillow()
+    centre = centre or tuple(size // 2 for size in volume.hu.shape)
+    tiles = []
+    for axis, index in enumerate(centre):
+        picture = grey_plane(volume, axis, index, intensity_window)
+        if colours is not None:
+            overlay = np.stack([cut_plane(channel, axis, index) for channel in colours], -1)
+            picture = picture * (1 - opacity) + overlay * opacity
+        tiles.append(draw_tile(volume, picture, axis, height))
+    return join(tiles, across=True)
+
+
+def draw_segmentation(
+    volume: Volume,
+    labels: np.ndarray,
+    structures: Mapping[int, str],
+    centre: tuple[int, int, int],
+    intensity_window: tuple[float, float] = INTENSITY_WINDOWS["mediastinum"],
+    opacity: float = 0.5,
+    height: int = 360,
+) -> Image.Image:
+    """The three planes through `centre` with a colour for each structure that they show, and its name below.
+
+    Args:
+        labels: `(D, H, W)` on the scan's `hu`, 0 is not coloured.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    check_pillow()
+    tiles, shown = [], set()
+    palette = label_colours(max(structures) + 1)
+    for axis, index in enumerate(centre):
+        picture, plane = grey_plane(volume, axis, index, intensity_window), cut_plane(labels, axis, index)
+        shown |= set(np.unique(plane).tolist()) - {0}
+        share = np.where(plane > 0, opacity, 0.0)[..., None]
+        tiles.append(draw_tile(volume, picture * (1 - share) + palette[plane] * share, axis, height))
+    planes = join(tiles, across=True)
+    font, row, column = ImageFont.load_default(size=14), 20, 190
+    per_row = max(1, planes.width // column)
+    legend = Image.new("RGB", (planes.width, row * -(-len(shown) // per_row) + 4))
+    pen = ImageDraw.Draw(legend)
+    for place, number in enumerate(sorted(shown)):
+        x, y = place % per_row * column + 4, place // per_row * row + 4
+        pen.rectangle((x, y, x + 12, y + 12), fill=tuple((palette[number] * 255).astype(int).tolist()))
+        pen.text((x + 18, y + 6), structures.get(number, str(number)), fill=(255, 255, 255), font=font, anchor="lm")
+    return join([planes, legend], across=False)
+
+
+def label_colours(count: int) -> np.ndarray:
+    """`(count, 3)` red, green and blue from 0 to 1, far from each other for neighbouring numbers; 0 is black."""
+    hue = np.arange(count) * 0.618034 % 1.0  # the golden ratio spreads any number of hues
+    channels = np.abs((hue[:, None] * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
+    colours = channels.clip(0, 1) * 0.75 + 0.25
+    colours[0] = 0
+    return colours
+
+
+def grey_plane(volume: Volume, axis: int, index: int, intensity_window: tuple[float, float]) -> np.ndarray:
+    """`(rows, columns, 3)` from 0 to 1."""
+    low, high = intensity_window
+    grey = ((cut_plane(volume.hu, axis, index).astype(np.float32) - low) / (high - low)).clip(0, 1)
+    return np.repeat(grey[..., None], 3, -1)
+
+
+def draw_tile(volume: Volume, picture: np.ndarray, axis: int, height: int) -> Image.Image:
+    rows, columns = (s for a, s in enumerate(volume.spacing) if a != axis)
+    width = round(height * picture.shape[1] * columns / (picture.shape[0] * rows))
+    tile = Image.fromarray((picture * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+    write_letters(tile, LETTERS[PLANES[axis]])
+    return tile
+
+
+def check_pillow() -> None:
     if not HAS_PILLOW:
         raise ImportError("Pictures need Pillow, which is not installed: pip install Pillow", name="PIL")
-    centre = centre or tuple(size // 2 for size in volume.hu.shape)
-    low, high = intensity_window
-    tiles = []
-    for axis, plane in enumerate(PLANES):
-        slice_hu = cut_plane(volume.hu, axis, centre[axis]).astype(np.float32)
-        grey = ((slice_hu - low) / (high - low)).clip(0, 1)
-        picture = np.repeat(grey[..., None], 3, -1)
-        if colours is not None:
-            overlay = np.stack([cut_plane(channel, axis, centre[axis]) for channel in colours], -1)
-            picture = picture * (1 - opacity) + overlay * opacity
-        rows, columns = (s for a, s in enumerate(volume.spacing) if a != axis)
-        width = round(height * picture.shape[1] * columns / (picture.shape[0] * rows))
-        tile = Image.fromarray((picture * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
-        write_letters(tile, LETTERS[plane])
-        tiles.append(tile)
-    return join(tiles, across=True)
 
 
 def cut_plane(array: np.ndarray, axis: int, index: int) -> np.ndarray:

@@ -60,6 +60,8 @@ __all__ = [
     "list_series",
     "read_segmentation",
     "read_volume",
+    "resample_segmentation",
+    "write_nifti",
 ]
 
 FILL_HU = -1500  # no tissue and no air; scanners fill the corners with -2000, -2048, -3024
@@ -85,6 +87,8 @@ class Volume:
         source: facts of the files without identifiers; `dataclasses.asdict` gives plain JSON values.
         source_axes: which axis on disk each of our axes is, and `source_flips` whether it was reversed; None where voxels
             were resampled.
+        source_shape, source_affine: the scan's voxels on disk, in the axis order of `to_source_order`, and where they lie; of a
+            stack with filled gaps with the slices that were filled in. None for a `Volume` that was made by hand.
     """
 
     hu: np.ndarray
@@ -93,6 +97,8 @@ class Volume:
     source: VolumeSource = field(default_factory=lambda: VolumeSource(kind="array"))
     source_axes: tuple[int, int, int] | None = (0, 1, 2)
     source_flips: tuple[bool, bool, bool] = (False, False, False)
+    source_shape: tuple[int, int, int] | None = None
+    source_affine: np.ndarray | None = None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -124,6 +130,29 @@ class Volume:
         flipped = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.source_flips)]
         return np.ascontiguousarray(flipped.transpose(np.argsort(self.source_axes)))
 
+    def segmentation_to_source(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A label map on the scan's voxels as they lie on disk, also where `hu` was straightened (gantry tilt, oblique axes).
+
+        Args:
+            labels: `(depth, height, width)`, whole numbers, shaped like `hu`.
+
+        Returns:
+            `(a, b, c)` in the axis order on disk, see `to_source_order`, and its 4 x 4 affine to RAS+ mm. Of voxels that were
+            resampled each takes the label that has most of the eight around it, see `resample_segmentation`.
+
+        Raises:
+            VolumeError: `labels` has another shape.
+        """
+        if labels.shape != self.hu.shape:
+            raise GeometryError("the array must be shaped like hu", value=f"{labels.shape} instead of {self.hu.shape}")
+        if self.source_axes is not None:
+            shape = tuple(self.hu.shape[self.source_axes.index(axis)] for axis in range(3))
+            affine = self.affine @ np.linalg.inv(_reorder_matrix(self.source_axes, self.source_flips, shape))
+            return self.to_source_order(labels), affine if self.source_affine is None else self.source_affine
+        if self.source_shape is None or self.source_affine is None:
+            return labels, self.affine
+        return resample_segmentation(labels, self.affine, self.source_affine, self.source_shape), self.source_affine
+
     def to_nifti(self, path: str | Path, array: np.ndarray | None = None) -> None:
         """Writes `array` (default `hu`), shaped like `hu`, as NIfTI-1 with this geometry and no other metadata.
 
@@ -139,17 +168,28 @@ class Volume:
         if array.dtype not in (np.dtype(np.int16), np.dtype(np.uint8), np.dtype(np.float32)):
             array = array.astype(np.float32)
         # Stored as (right-to-left, front-to-back, foot-to-head), fastest first: our own memory order.
-        header = _nifti_header(self.affine[:, [2, 1, 0, 3]], array.shape[::-1], array.dtype)
-        data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
-        path = Path(path)
-        with path.open("wb") as file:
-            if path.name.endswith(".gz"):
-                with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=3, mtime=0) as packed:
-                    packed.write(header)
-                    packed.write(data.data)
-            else:
-                file.write(header)
-                file.write(data.data)
+        write_nifti(path, array.transpose(2, 1, 0), self.affine[:, [2, 1, 0, 3]])
+
+
+def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Writes `array` `(i, j, k)` int16, uint8 or float32 as NIfTI-1 with its 4 x 4 affine to RAS+ mm and no other metadata.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+    """
+    header = _nifti_header(affine, array.shape, array.dtype)
+    data = np.ascontiguousarray(array.T).astype(
+        array.dtype.newbyteorder("<"), copy=False
+    )  # the first axis is the fastest
+    path = Path(path)
+    with path.open("wb") as file:
+        if path.name.endswith(".gz"):
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=3, mtime=0) as packed:
+                packed.write(header)
+                packed.write(data.data)
+        else:
+            file.write(header)
+            file.write(data.data)
 
 
 Source = str | Path | tuple[np.ndarray, np.ndarray] | Volume
@@ -224,6 +264,48 @@ def read_segmentation(source: str | Path | tuple[np.ndarray, np.ndarray], volume
         found = f"{labels.min()} to {labels.max()}" if labels.dtype.kind in "iuf" else labels.dtype
         raise VolumeError("labels must be whole numbers of 0 to 255", file=name, value=found)
     return np.ascontiguousarray(labels.astype(np.uint8))
+
+
+def resample_segmentation(
+    labels: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """A label map on other voxels, plane by plane.
+
+    Args:
+        labels: `(a, b, c)`, whole numbers; affine: its 4 x 4 to millimetres.
+        target, shape: affine to the same millimetres, and shape, of the voxels that are asked for.
+
+    Returns:
+        `shape`, of the type of `labels`: the label with the largest share of a trilinear interpolation between the eight voxels
+        around a place, so a voxel's own where the two grids have it in common; 0 outside.
+    """
+    matrix = np.linalg.inv(affine) @ target
+    out = np.zeros(shape, labels.dtype)
+    rows, columns = np.arange(shape[1])[:, None], np.arange(shape[2])[None, :]
+    for index in range(shape[0]):
+        lows, parts, inside = [], [], np.ones(shape[1:], bool)
+        for axis, size in enumerate(labels.shape):
+            place = matrix[axis, 0] * index + matrix[axis, 1] * rows + matrix[axis, 2] * columns + matrix[axis, 3]
+            low, part, covered = _neighbours(place, size)
+            lows.append(low)
+            parts.append(part)
+            inside &= covered
+        nearest = tuple(low + (part > 0.5) for low, part in zip(lows, parts, strict=True))
+        plane = labels[nearest]
+        corners = [
+            (labels[tuple(low + step for low, step in zip(lows, steps, strict=True))], steps)
+            for steps in itertools.product((0, 1), repeat=3)
+        ]
+        mixed = np.logical_or.reduce([corner != corners[0][0] for corner, _ in corners])
+        values = np.stack([corner[mixed] for corner, _ in corners])  # (8, n)
+        shares = [
+            np.prod([part[mixed] if step else 1 - part[mixed] for part, step in zip(parts, steps, strict=True)], 0)
+            for _, steps in corners
+        ]
+        votes = [sum(share * (value == one) for share, value in zip(shares, values, strict=True)) for one in values]
+        plane[mixed] = values[np.argmax(votes, 0), np.arange(values.shape[1])]
+        out[index] = np.where(inside, plane, 0)
+    return out
 
 
 def _read_label_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -415,6 +497,8 @@ def _to_volume(scan: Scan) -> Volume:
         source=source,
         source_axes=None if scan.resampled or target is not None else axes,
         source_flips=flips,
+        source_shape=scan.hu.shape,
+        source_affine=scan.affine,
     )
 
 
