@@ -76,11 +76,7 @@ def embed(
         batch: scans that go through the model together, `readers` that are read ahead of it.
         as_npz: NumPy's files instead of safetensors.
     """
-    found = [one for scan in scans for one in (find_scans(scan) if scan.is_dir() else [(scan, None)])]
-    if not found:
-        raise VolumeError(
-            "there is no scan", value=", ".join(scan.name for scan in scans), cure="Give a folder or a file."
-        )
+    found = list_scans(scans)
     failed = embed_found(
         found, out, model_id, spacing, dense, device=device, batch=batch, readers=readers, as_npz=as_npz
     )
@@ -88,6 +84,20 @@ def embed(
         f"{len(found) - failed} of {len(found)} scans have features in {out}; {failed} could not be read (manifest.csv)"
     )
     return 1 if failed else 0
+
+
+def list_scans(scans: Sequence[Path]) -> list[Found]:
+    """Files, and the scans of folders.
+
+    Raises:
+        VolumeError: there is none.
+    """
+    found = [one for scan in scans for one in (find_scans(scan) if scan.is_dir() else [(scan, None)])]
+    if not found:
+        raise VolumeError(
+            "there is no scan", value=", ".join(scan.name for scan in scans), cure="Give a folder or a file."
+        )
+    return found
 
 
 def embed_found(
@@ -394,18 +404,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spacing", choices=list(SPACING_PRESETS), help="instead of the checkpoint's own")
 
 
+def add_scans_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "scans", type=Path, nargs="+", metavar="SCAN", help="DICOM folder, zip, NIfTI, ...; or a folder of them"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Of every command that lets the user choose it: see `resolve_device`."""
+    parser.add_argument("--device", help="of the model, such as cuda:1; an accelerator where there is one")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ctfm embed",
         description="Features of scans, one file each, a manifest and one table, features.parquet. Done scans are kept.",
     )
-    parser.add_argument(
-        "scans", type=Path, nargs="+", metavar="SCAN", help="DICOM folder, zip, NIfTI, ...; or a folder of them"
-    )
+    add_scans_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the features and manifest.csv")
     parser.add_argument("--dense", action="store_true", help="also the features of every patch")
     parser.add_argument("--npz", action="store_true", help="NumPy's files instead of safetensors")
-    parser.add_argument("--device", help="of the model, such as cuda:1; an accelerator where there is one")
+    add_device_argument(parser)
     parser.add_argument("--batch", type=int, default=1, help="scans that go through the model together (%(default)s)")
     parser.add_argument("--readers", type=int, default=2, help="scans that are read ahead of the model (%(default)s)")
     add_model_arguments(parser)

@@ -15,11 +15,9 @@ from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
 from .modeling_ctfm import CTFMForImageClassification, CTFMModel, CTFMVisionOutput
 from .pipeline_ctfm import finding_prompts, grade_labels
 from .processing_ctfm import CTFMProcessor
-from .space.body import find_body, shrink_factors
+from .space.body import find_body_patches, find_inside, split_crops
 from .space.gate import Gate, load_gate, scan_features
 from .weights import load_complete
-
-BODY_SHARE = 0.5  # of the fullest patch, from which on a patch counts as body
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,34 +102,10 @@ class Grader:
         """As the Space judges it; infinite where the scan shows no body."""
         if self.gate is None:
             return None
-        body = body_patches(inputs, vision.dense_features)
+        (geometry,), dense = inputs.geometry, vision.dense_features
+        assert dense is not None
+        inside = find_inside(inputs["pixel_values"][0, :, 0], geometry)
+        body = split_crops(find_body_patches(inside, dense[0], geometry.crop_grid), geometry.crop_grid).to(dense.device)
         if body.sum() < 2:
             return math.inf
         return self.gate.distance(scan_features(vision, body).cpu()) / self.gate.threshold
-
-
-def body_patches(inputs: CTFMBatchFeature, dense: torch.Tensor | None) -> torch.Tensor:
-    """Which patches of the first scan lie in the body, `(g, d, h, w)`."""
-    assert dense is not None
-    (geometry,) = inputs.geometry
-    spacing = tuple(float(torch.linalg.vector_norm(torch.tensor(column))) for column in geometry.grid_affine[:3, :3].T)
-    pixels = inputs["pixel_values"][0, :, 0]
-    factors = shrink_factors(tuple(pixels.shape[1:]), spacing)
-    cells = torch.nn.functional.avg_pool3d(pixels[:, None].float(), factors)[:, 0]
-    inside = find_body(join(cells, geometry.crop_grid)).float()
-    whole = [n * count for n, count in zip(dense.shape[2:5], geometry.crop_grid, strict=True)]
-    share = torch.nn.functional.adaptive_avg_pool3d(inside[None], (whole[0], whole[1], whole[2]))[0]
-    body = split(share > BODY_SHARE * share.max(), geometry.crop_grid)
-    return body.to(dense.device) & dense[0].any(-1)  # patches of air may have been left out
-
-
-def join(cells: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """Cells of crops `(g, d, h, w)` -> cells of the scan `(D, H, W)`."""
-    size = [count * n for count, n in zip(grid, cells.shape[1:], strict=True)]
-    return cells.unflatten(0, tuple(grid)).permute(0, 3, 1, 4, 2, 5).reshape(size)
-
-
-def split(cells: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """The way back of `join`."""
-    sizes = [part for count, n in zip(grid, cells.shape, strict=True) for part in (count, n // count)]
-    return cells.reshape(sizes).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)

@@ -29,11 +29,18 @@ from transformers import AutoConfig
 
 from .configuration_ctfm import CTFMConfig
 from .drawing_ctfm import draw_segmentation
-from .embedding import add_model_arguments, fingerprint, resolve_device, weight_files
+from .embedding import (
+    add_device_argument,
+    add_model_arguments,
+    add_scans_argument,
+    fingerprint,
+    list_scans,
+    resolve_device,
+    weight_files,
+)
 from .image_processing_ctfm import CropGeometry, CTFMImageProcessor, resolve_spacing, sample_axis
 from .modeling_ctfm import CTFMForSemanticSegmentation, crop_context
 from .volume_ctfm import Volume, VolumeError, read_volume, write_nifti
-from .volume_studies_ctfm import find_scans
 from .weights import load_complete
 
 NOTICE = "Research only. Not for diagnosis or any decision about a patient."
@@ -371,11 +378,7 @@ def segment(
 ) -> int:
     """Writes `segmentation.nii.gz` and `structures.json` of one scan into `out`, of several into a folder each, and
     `scans.json`, a row a scan. What is done already is not done again, and a scan that cannot be read stops nothing."""
-    found = [one for scan in scans for one in (find_scans(scan) if scan.is_dir() else [(scan, None)])]
-    if not found:
-        raise VolumeError(
-            "there is no scan", value=", ".join(scan.name for scan in scans), cure="Give a folder or a file."
-        )
+    found = list_scans(scans)
     segmenter = load_segmenter(model_id, device)
     out.mkdir(parents=True, exist_ok=True)
     settings = (model_id, weight_files(model_id), spacing or segmenter.processor.spacing, overlap, sorted(also))
@@ -467,9 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="ctfm segment",
         description="Organs of scans as label maps on each scan's own voxels, with their names. Done scans are kept.",
     )
-    parser.add_argument(
-        "scans", type=Path, nargs="+", metavar="SCAN", help="DICOM folder, zip, NIfTI, ...; or a folder of them"
-    )
+    add_scans_argument(parser)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the label map; of several scans, of a folder each"
     )
@@ -477,7 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--overlap", choices=OVERLAPS, default="half", help="of crops; none is an eighth of the work (%(default)s)"
     )
     parser.add_argument("--also", nargs="+", choices=EXTRAS, default=[], metavar="WHAT", help=" ".join(EXTRAS))
-    parser.add_argument("--device", help="of the model, such as cuda:1; an accelerator where there is one")
+    add_device_argument(parser)
     add_model_arguments(parser)
     given = parser.parse_args(arguments)
     return segment(

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .drawing_ctfm import HAS_PILLOW, draw_planes
-from .embedding import add_model_arguments, fingerprint, read_ahead, resolve_device, weight_files
+from .embedding import add_device_argument, add_model_arguments, fingerprint, read_ahead, resolve_device, weight_files
 from .grading import Graded, Grader
 from .image_processing_ctfm import CTFMBatchFeature
 from .image_quality import ImageQuality, measure_quality
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--findings", nargs="+", default=[], metavar="FINDING", help="rank by these, not by all")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="look for studies again, so often")
     parser.add_argument("--readers", type=int, default=2, help="scans that are read ahead of the model (%(default)s)")
-    parser.add_argument("--device", help="of the model, such as cuda:1; an accelerator where there is one")
+    add_device_argument(parser)
     add_model_arguments(parser)
     given = parser.parse_args(arguments)
     if not given.folder.is_dir():

@@ -545,6 +545,15 @@ def write_json(path: Path, facts: object) -> None:
     os.replace(partial, path)
 
 
+def report_metrics(metrics: dict[str, Estimate], path: Path) -> dict[str, dict[str, float | int | None]]:
+    """Writes and prints them. Returns what was written."""
+    found = as_plain(metrics)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    print(json.dumps(found, indent=1))
+    return found
+
+
 def write_calibration(checkpoint: Path, calibration: dict[str, dict[str, float]]) -> None:
     """Into config.json: it travels with the weights."""
     path = checkpoint / "config.json"

@@ -4,6 +4,7 @@ neighbours, L2 penalty) is chosen on a split of its own, by macro AUROC, never o
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -51,6 +52,15 @@ def knn_scores(
     return scores
 
 
+def fit_logistic(
+    features: np.ndarray, labels: np.ndarray, penalty: float, class_weight: Literal["balanced"] | None = None
+) -> LogisticRegression:
+    """With "balanced", classes weigh alike however rare they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are a choice as good as another
+        return LogisticRegression(C=penalty, max_iter=300, class_weight=class_weight).fit(features, labels)
+
+
 def linear_scores(
     train: np.ndarray, labels: FindingTable, asked: Sequence[np.ndarray], penalty: float = 1e-2
 ) -> list[FindingTable]:
@@ -60,9 +70,7 @@ def linear_scores(
     for k, column in enumerate(labels.values.T):
         known = ~np.isnan(column)
         if len(np.unique(column[known])) == 2:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are a choice as good as another
-                regression = LogisticRegression(C=penalty, max_iter=300).fit(a[known], column[known])
+            regression = fit_logistic(a[known], column[known], penalty)
             for score, rows in zip(scores, others, strict=True):
                 score[:, k] = regression.decision_function(rows)
     return [FindingTable(findings=labels.findings, values=score) for score in scores]

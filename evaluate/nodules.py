@@ -13,7 +13,6 @@ these nine tenths choose its penalty.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from ..train.layouts import read_table
 from ..volume_ctfm import read_volume
-from .evaluate import as_plain, write_json
+from .evaluate import report_metrics
 from .features import histogram, image_processor, load_encoder
 from .frozen import PENALTIES, linear_scores
 from .metrics import Estimate, FindingTable, auroc, estimate, macro_auroc, resample_patients
@@ -141,10 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     nodules = read_nodules(given.nodules)
     features = {"histogram": np.stack([histogram(read_volume(file)) for file in nodules.files])}
     features |= {encoder: encode_nodules(encoder, nodules.files) for encoder in given.encoders}
-    found = as_plain(measure(nodules, features))
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_json(given.out / "nodules.json", found)
-    print(json.dumps(found, indent=1))
+    report_metrics(measure(nodules, features), given.out / "nodules.json")
     return 0
 
 

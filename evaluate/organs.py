@@ -18,12 +18,10 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..image_processing_ctfm import CTFMImageProcessor
-from ..modeling_ctfm import CTFMForSemanticSegmentation
+from ..segmentation import load_segmenter
 from ..train.layouts import read_table
 from ..volume_ctfm import Volume, read_segmentation, read_volume
-from ..weights import load_complete
-from .evaluate import as_plain, write_json
+from .evaluate import report_metrics
 from .metrics import Estimate, dice, estimate, mean, resample_patients
 
 ORGANS: dict[str, dict[str, list]] = json.loads((Path(__file__).parent / "organs.json").read_text())
@@ -59,13 +57,9 @@ def find_references(segmentation: str, folder: Path, volume: Volume) -> dict[str
 def measure(checkpoint: Path, table: Path) -> dict[str, Estimate]:
     """Mean Dice of each organ over scans, with intervals by patient where there are several; and of paired organs the share of
     predicted voxels that lie in the reference of the other side."""
-    model = load_complete(CTFMForSemanticSegmentation, checkpoint).eval()
-    processor = CTFMImageProcessor.from_pretrained(checkpoint)
-    if not model.config.structures:
-        raise ValueError(
-            f"{checkpoint} does not say which structures its decoder knows; choose a checkpoint whose config.json has them."
-        )
-    numbers = {name: int(number) for number, name in model.config.structures.items()}
+    segmenter = load_segmenter(str(checkpoint), device="cpu")
+    model, processor = segmenter.model, segmenter.processor
+    numbers = {name: number for number, name in segmenter.structures.items()}
     rows = read_table(table)
     values, exchanged = dict[str, list[tuple[str, float]]](), dict[str, list[tuple[str, float]]]()
     for row in tqdm(rows, disable=not sys.stderr.isatty()):
@@ -104,10 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="where organs.json goes")
     given = parser.parse_args(arguments)
-    found = as_plain(measure(given.checkpoint, given.table))
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_json(given.out / "organs.json", found)
-    print(json.dumps(found, indent=1))
+    report_metrics(measure(given.checkpoint, given.table), given.out / "organs.json")
     return 0
 
 

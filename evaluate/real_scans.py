@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..drawing_ctfm import INTENSITY_WINDOWS, draw_planes, join
 from ..train.layouts import read_table
 from ..volume_ctfm import VolumeError, read_volume
-from .evaluate import as_plain, write_json
+from .evaluate import report_metrics, write_json
 from .features import Texts, image_processor, load_encoder, mix_crops, text_maps, unit
 from .figures import draw_over, level_of, with_title
 from .metrics import Estimate, auroc, estimate, mean, resample_patients
@@ -115,9 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="pictures of patients go there")
     parser.add_argument("--metrics", type=Path, help="a metrics.json to add the numbers to")
     given = parser.parse_args(arguments)
-    found = as_plain(look_at(given.encoder, given.scans, given.out))
-    write_json(given.out / "real_scans.json", found)
+    found = report_metrics(look_at(given.encoder, given.scans, given.out), given.out / "real_scans.json")
     if given.metrics is not None:
         write_json(given.metrics, json.loads(given.metrics.read_text()) | found)
-    print(json.dumps(found, indent=1))
     return 0

@@ -22,13 +22,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from body import find_body, label_pieces, shrink_factors
+from body import find_body_patches, find_inside, join_crops, label_pieces, split_crops
 from gate import Judged, scan_features
 from loading import Weights
 from uploads import Scan, UploadError
 
 MAX_SECONDS = 180.0  # of one pass of the model; then it is given up
-BODY_SHARE = 0.5  # of a patch lies in the body where the patch counts as body, compared with the fullest patch
 NEAR_CHANCE = 0.6  # an AUROC whose 95 % interval begins below says too little to show the finding unasked
 MAX_PRESENT = 0.999  # a threshold above can never be reached: the finding could never be "present"
 DEFAULT_FINDINGS = (
@@ -248,11 +247,7 @@ class Analyser:
         """Findings, sorted, each with the strongest place of its map."""
         (geometry,) = inputs.geometry
         inside = find_inside(inputs.pixel_values[0, :, 0], geometry)
-        grid = vision.dense_features.shape[2:5]
-        whole = [n * crops for n, crops in zip(grid, geometry.crop_grid, strict=True)]
-        share = torch.nn.functional.adaptive_avg_pool3d(inside[None].float(), (whole[0], whole[1], whole[2]))[0]
-        body = share > BODY_SHARE * share.max()
-        body = body & join_crops(vision.dense_features[0].any(-1), geometry.crop_grid)  # patches of air are left out
+        body = find_body_patches(inside, vision.dense_features[0], geometry.crop_grid)
         kept = SimpleNamespace(geometry=inputs.geometry, crop_grid=inputs["crop_grid"], crop_mask=inputs["crop_mask"])
         analysis = Analysis(
             embedding=torch.nn.functional.normalize(vision.pooler_output, dim=-1)[0],
@@ -379,31 +374,6 @@ def standardise(texts: Tensor, embedding: Tensor, reference: Tensor) -> Tensor:
 
 
 # ---- the token grid of a scan ----
-
-
-def find_inside(pixels: Tensor, geometry: Any) -> Tensor:
-    """Crops of pixel_values `(g, D, H, W)` -> which cells of the whole grid lie in the body."""
-    spacing = [float(np.linalg.norm(column)) for column in geometry.grid_affine[:3, :3].T]
-    factors = shrink_factors(tuple(pixels.shape[1:]), tuple(spacing))
-    pooled = torch.nn.functional.avg_pool3d(pixels[:, None].float(), factors)[:, 0]
-    return find_body(join_crops(pooled, geometry.crop_grid))
-
-
-def split_crops(cells: Tensor, crop_grid: Sequence[int]) -> Tensor:
-    """Cells of the scan `(D, H, W)` -> of its crops `(g, d, h, w)`: the way back of `join_crops`."""
-    for axis, count in enumerate(crop_grid):
-        cells = cells.unflatten(2 * axis, (count, -1))  # -> (gd, d, gh, h, gw, w)
-    return cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-
-
-def join_crops(cells: Tensor, crop_grid: Sequence[int], lead: int = 0) -> Tensor:
-    """Cells of crops `(..., g, d, h, w)` -> cells of the scan `(..., D, H, W)`; `lead` axes stand before."""
-    number = math.prod(crop_grid)
-    cells = cells.narrow(lead, 0, number).unflatten(lead, tuple(crop_grid))  # (..., gd, gh, gw, d, h, w)
-    order = [*range(lead), *(lead + a for a in (0, 3, 1, 4, 2, 5))]
-    cells = cells.permute(order)
-    shape = cells.shape
-    return cells.reshape(*shape[:lead], *(shape[lead + 2 * a] * shape[lead + 2 * a + 1] for a in range(3)))
 
 
 def cell_affine(geometry: Any, grid: Sequence[int]) -> np.ndarray:

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoProcessor, pipeline
 
 from tests.phantoms import canonical_affine
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_config
 
 SHAPE = (16, 32, 32)
 
@@ -72,11 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dual encoder, as pretrain.py exports it."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    CTFMModel(tiny_config()).save_pretrained(folder)
-    CTFMProcessor(CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native"), tiny_tokenizer()).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("checkpoint"))
 
 
 def recipe_of(task: str, start: Path, **settings: Any) -> FineTuning:

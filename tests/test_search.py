@@ -11,22 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, Volume, VolumeError, vector_index
+from ctfm import CTFMModel, CTFMProcessor, Volume, VolumeError, vector_index
 from ctfm import search as search_program
 from ctfm.embedding import embed, load, read_ahead, read_features, resolve_device
 from ctfm.vector_index import HAS_FAISS, VectorIndexError, build_index, build_vectors, open_index, prepare
 
 from tests.phantoms import canonical_affine, phantom_hu
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    CTFMModel(tiny_config()).save_pretrained(folder)
-    CTFMProcessor(CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native"), tiny_tokenizer()).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

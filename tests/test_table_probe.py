@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor, Volume
+from ctfm import Volume
 from ctfm.train import linear_head, table_probe
 from ctfm.train.linear_head import few_shot, fit_head, measure
 from ctfm.train.survival import baseline_hazard, concordance, cox_loss, fit_cox
@@ -16,18 +16,14 @@ from ctfm.train.targets import Question, Targets, read_targets
 from transformers import AutoModelForImageClassification, pipeline
 
 from tests.phantoms import canonical_affine, phantom_hu
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import save_tiny
 
 NUM_SCANS = 48
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    CTFMModel(tiny_config()).save_pretrained(folder)
-    CTFMProcessor(CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native"), tiny_tokenizer()).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("checkpoint"))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMImageProcessor, CTFMModel, CTFMProcessor
+from ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
 from ctfm.embedding import load
 from ctfm.evaluate.features import load_encoder
 from ctfm.phantom import gallery
@@ -23,7 +23,7 @@ from ctfm.train.recipes import FINE_TUNINGS, FineTuning
 from safetensors.torch import load_file, save_file
 
 import loading
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_config
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "reporting" / "checkpoints" / "default"
@@ -49,11 +49,7 @@ def drop(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    torch.manual_seed(0)
-    CTFMModel(tiny_config()).save_pretrained(folder)
-    CTFMProcessor(CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native"), tiny_tokenizer()).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def test_a_study_unlike_the_training_gets_no_answer(studies: Path, checkpoint: P
 
 
 def test_the_distance_is_that_of_the_space(checkpoint: Path, studies: Path, tmp_path: Path) -> None:
-    from analysis import BODY_SHARE, find_inside, join_crops, split_crops
+    from body import BODY_SHARE, find_inside, join_crops, split_crops
 
     model = with_gate(checkpoint, tmp_path / "model", 1.0)
     grader = Grader(str(model))

@@ -1,7 +1,10 @@
 """The smallest models that still have every part, shared by the tests."""
 
+from pathlib import Path
+
 import torch
-from ctfm import CTFMConfig
+from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel
+from ctfm.processing_ctfm import CTFMProcessor
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import Lowercase
@@ -66,3 +69,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         model_max_length=64,
     )
+
+
+def save_tiny(folder: Path) -> Path:
+    """The dual encoder of seed 0 with its processor, as pretrain.py exports one."""
+    torch.manual_seed(0)
+    CTFMModel(tiny_config()).save_pretrained(folder)
+    CTFMProcessor(CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native"), tiny_tokenizer()).save_pretrained(folder)
+    return folder

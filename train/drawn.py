@@ -120,11 +120,9 @@ class DrawnScans(Dataset[DrawnScan]):
 
     def __init__(self, schedule: DrawingSchedule, processor: CTFMImageProcessor, cache: Path) -> None:
         self.schedule, self.processor, self.cache = schedule, processor, cache
-        if schedule.config.boxes and processor.spacing == "native":
+        self.spacing = None if processor.spacing == "native" else [float(mm) for mm in processor.spacing]
+        if schedule.config.boxes and self.spacing is None:
             raise ValueError("Boxes have the extent of a crop in millimetres; give the image processor a spacing.")
-        steps = (0.0, 0.0, 0.0) if processor.spacing == "native" else processor.spacing
-        depth, height, width = (n * float(mm) for n, mm in zip(processor.crop_size, steps, strict=True))
-        self.crop_mm: Point = (depth, height, width)
 
     def __getitem__(self, number: int) -> DrawnScan:
         torch.set_num_threads(1)
@@ -132,15 +130,14 @@ class DrawnScans(Dataset[DrawnScan]):
         path = self.cache / f"{scan}.safetensors"
         if not path.is_file():
             self.cache.mkdir(parents=True, exist_ok=True)
-            write_phantom(draw_scan(self.schedule.config, scan, self.crop_mm), path)
+            write_phantom(self.draw(scan), path)
             passed = scan - self.schedule.config.window - 4 * self.schedule.config.global_batch
             (self.cache / f"{passed}.safetensors").unlink(missing_ok=True)
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
             hu, codes = file.get_tensor("hu"), file.get_tensor("codes")
         volume = Volume(hu=hu.numpy(), affine=np.array(facts["affine"]))
-        spacing = None if self.processor.spacing == "native" else [float(mm) for mm in self.processor.spacing]
-        geometry = self.processor.place_grid(volume, spacing)
+        geometry = self.processor.place_grid(volume, self.spacing)
         return DrawnScan(
             number=number,
             seed=hash_numbers(self.schedule.config.seed, number, 9),
@@ -151,6 +148,17 @@ class DrawnScans(Dataset[DrawnScan]):
             geometry=geometry,
             occupied=find_occupied(hu, geometry, self.processor),
         )
+
+    def draw(self, scan: int) -> Phantom:
+        """The phantom of a scan number, whole or a box of one crop."""
+        config, patient = self.schedule.config, scan // BOXES_PER_PATIENT
+        if named_rng(hash_numbers(config.seed, patient, 11), "kind").random() >= config.boxes:
+            return draw_phantom(hash_numbers(config.seed, scan, 8))
+        assert self.spacing is not None
+        depth, height, width = (n * mm for n, mm in zip(self.processor.crop_size, self.spacing, strict=True))
+        before = hash_numbers(config.seed, patient - 1, 8)
+        own = hash_numbers(config.seed, patient, 8)
+        return draw_box(own, before, scan % BOXES_PER_PATIENT, (depth, height, width))
 
 
 def load_drawn(
@@ -190,15 +198,6 @@ SMALL_FINDINGS = (
     "Kidney stone",
     "Liver lesion",
 )
-
-
-def draw_scan(config: DrawingConfig, scan: int, crop_mm: Point) -> Phantom:
-    """The phantom of a scan number, whole or a box of `crop_mm`."""
-    patient = scan // BOXES_PER_PATIENT
-    if named_rng(hash_numbers(config.seed, patient, 11), "kind").random() >= config.boxes:
-        return draw_phantom(hash_numbers(config.seed, scan, 8))
-    before = hash_numbers(config.seed, patient - 1, 8)
-    return draw_box(hash_numbers(config.seed, patient, 8), before, scan % BOXES_PER_PATIENT, crop_mm)
 
 
 def draw_box(seed: int, other: int, number: int, crop_mm: Point) -> Phantom:

@@ -4,18 +4,16 @@ The head is fitted on standardised features of split "train", its L2 penalty cho
 weights on the features themselves, so that `CTFMForImageClassification.classifier` holds it.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 
-from ..evaluate.evaluate import MIDDLE_SLOPE, WRONG_AT_MOST, probabilities_of
-from ..evaluate.frozen import PENALTIES, standardize
-from ..evaluate.metrics import auroc, can_be_measured, choose_unsure, fit_calibration
+from ..evaluate.evaluate import calibrate
+from ..evaluate.frozen import PENALTIES, fit_logistic, standardize
+from ..evaluate.metrics import FindingTable, auroc, can_be_measured
 from .survival import concordance, fit_cox
 from .targets import Targets
 
@@ -46,10 +44,10 @@ def fit_head(features: np.ndarray, targets: Targets, rows: np.ndarray, penalty: 
         for k, column in enumerate(values.T):
             known = ~np.isnan(column)
             if len(np.unique(column[known])) == 2:
-                regression = fit_logistic(x[known], column[known], penalty)
+                regression = fit_logistic(x[known], column[known], penalty, "balanced")
                 weight[k], bias[k] = regression.coef_[0], np.asarray(regression.intercept_)[0]
     elif targets.kind == "one_of":
-        regression = fit_logistic(x, values[:, 0].astype(int), penalty)
+        regression = fit_logistic(x, values[:, 0].astype(int), penalty, "balanced")
         bias[:] = -1e4  # of a class that the rows do not hold
         if len(regression.classes_) == 2:  # scikit-learn gives one row, of the second class
             weight[regression.classes_] = np.concatenate((-regression.coef_, regression.coef_)) / 2
@@ -69,12 +67,6 @@ def fit_head(features: np.ndarray, targets: Targets, rows: np.ndarray, penalty: 
     middle, spread = features[rows].mean(0), features[rows].std(0) + 1e-6
     weight = weight / spread
     return LinearHead(weight=weight, bias=bias - weight @ middle, penalty=penalty)
-
-
-def fit_logistic(x: np.ndarray, labels: np.ndarray, penalty: float) -> LogisticRegression:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are a choice as good as another
-        return LogisticRegression(C=penalty, max_iter=300, class_weight="balanced").fit(x, labels)
 
 
 def choose_head(features: np.ndarray, targets: Targets) -> LinearHead:
@@ -118,18 +110,10 @@ def measure(outputs: np.ndarray, targets: Targets, rows: np.ndarray) -> dict[str
 
 def calibrate_head(outputs: np.ndarray, targets: Targets, rows: np.ndarray) -> dict[str, dict[str, float]]:
     """`CTFMConfig.calibration` of the findings that the rows, of "validation", hold enough of."""
-    calibration = {}
     if targets.kind != "findings":
-        return calibration
-    for name, logits, column in zip(targets.names, outputs.T, targets.values[rows].T, strict=True):
-        if not can_be_measured(column):
-            continue
-        fitted = fit_calibration(logits, column)
-        if fitted["slope"] >= MIDDLE_SLOPE:
-            low, high = choose_unsure(probabilities_of(fitted, logits), column, WRONG_AT_MOST)
-            numbers = fitted | {"unsure_low": low, "unsure_high": high}
-            calibration[name] = {key: round(value, 8) for key, value in numbers.items()}
-    return calibration
+        return {}
+    labels = FindingTable(findings=targets.names, values=targets.values[rows])
+    return calibrate(FindingTable(findings=targets.names, values=outputs), labels)
 
 
 # ---- few patients ----
