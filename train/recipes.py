@@ -382,8 +382,8 @@ def trunk() -> Recipe:
 def boxes() -> Recipe:
     """Goes on from a trunk on one or two CPU cores: boxes of one crop around findings, and the same places in other patients.
 
-    Needs --recipe.start. A box is drawn and learnt from in half a second of a core with bfloat16, a whole scan in half a
-    minute, so what is small is seen a hundred times as often; how crops make a scan stays what the start knows."""
+    Needs --recipe.start. With bfloat16 a core learns from 2.4 boxes a second (train/README.md, section 7), and a whole scan has
+    some fifty crops; how crops make a scan stays what the start knows."""
     recipe, phase = trunk(), _joint(1000, 4e-4)
     return replace(
         recipe,
