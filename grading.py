@@ -10,13 +10,13 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
+from .body import find_body_patches, find_inside, split_crops
 from .embedding import load
+from .gate import Gate, load_gate, scan_features
 from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
 from .modeling_ctfm import CTFMForImageClassification, CTFMModel, CTFMVisionOutput
 from .pipeline_ctfm import finding_prompts, grade_labels
 from .processing_ctfm import CTFMProcessor
-from .space.body import find_body_patches, find_inside, split_crops
-from .space.gate import Gate, load_gate, scan_features
 from .weights import load_complete
 
 

@@ -44,6 +44,7 @@ CHECKPOINT_FILES = (  # beside the weights
     "tokenizer.json",
     "tokenizer_config.json",
 )
+SHARED_WITH_SPACE = ("body.py", "gate.py")  # of the package; see space/from_package.py
 SPACE_FILES = ("*.py", "packages.txt", "static/*", "examples/*", "gallery/*")  # beside those that every Space has
 SNIPPET = re.compile(r"^repo, revision = .*$", re.MULTILINE)  # the line of a card that says what is loaded
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)\)")
@@ -173,6 +174,7 @@ def stage_space(package: Package, space: Path, checkpoint: Path) -> None:
     found = [path for glob in SPACE_FILES for path in space.glob(glob) if path.is_file()]
     names = {path.relative_to(space).as_posix() for path in found}
     copy_files(sorted(names | {"app.py", "README.md", "requirements.txt"}), space, package.folder)
+    copy_files(SHARED_WITH_SPACE, ROOT, package.folder)
 
 
 def pin_space(package: Package, pins: Mapping[str, tuple[str, str]]) -> None:

@@ -22,8 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from body import find_body_patches, find_inside, join_crops, label_pieces, split_crops
-from gate import Judged, scan_features
+from from_package import Judged, find_body_patches, find_inside, join_crops, label_pieces, scan_features, split_crops
 from loading import Weights
 from uploads import Scan, UploadError
 

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import cached_file
 
-from gate import Gate, load_gate
+from from_package import Gate, load_gate
 
 HERE = Path(__file__).parent
 REPOSITORY_CHECKPOINT = HERE.parent / "checkpoints" / "default"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis import Analyser, Analysis, split_crops
-from gate import Gate, distances, scan_features
+from analysis import Analyser, Analysis
+from from_package import Gate, distances, scan_features, split_crops
 from loading import Source, Weights, load_weights
 from uploads import Scan
 

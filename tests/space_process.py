@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel, CTFMProcessor
 from ctfm.benchmarks.space_process import start_space
+from ctfm.gate import Gate
 from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.phantom.gallery import GalleryConfig, index, write_examples
 
-from gate import Gate
 from loading import Source, load_weights
 from measure_gate import OpenAnalyser, encode
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume

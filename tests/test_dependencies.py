@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from ctfm.release.release import SHARED_WITH_SPACE
 from ctfm.requirements_ctfm import TRANSFORMERS
 from ctfm.train import LIBRARIES
 
@@ -46,6 +47,7 @@ def test_what_a_room_imports_is_declared(room: str) -> None:
     owners = {"faiss": ["faiss-cpu"]} | packages_distributions()  # whoever lacks the extra [search] can tell, too
     # "spaces" is on the Hub alone; "dicom2nifti" and "hnswlib" are what benchmarks compare with, where they are installed.
     own = {"ctfm", "tests", "spaces", "dicom2nifti", "hnswlib", *(path.stem for path in (ROOT / "space").glob("*.py"))}
+    own |= {path.removesuffix(".py") for path in SHARED_WITH_SPACE}  # which lie beside the Space's files on the Hub
     undeclared = {
         f"{path.name}: {name}"
         for path in (ROOT / room).glob("*.py")

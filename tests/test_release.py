@@ -300,7 +300,7 @@ def test_a_dry_run_shows_the_files_of_the_allowlist_and_publishes_nothing(
     assert {name for name in extra if not name.endswith(".py")} == {"model.safetensors"}
     assert files["report"].isdisjoint({"train.py", "crossfold.py", "evaluate.py", "corpora.py"})
     own = {"README.md", "app.py", "requirements.txt", "fetch_viewer.py", "model.json"}
-    own |= {"static/viewer.js", "gallery/gallery.json"}
+    own |= {"static/viewer.js", "gallery/gallery.json", "body.py", "gate.py"}
     assert files["space"] == own
     weights = tmp_path / "model" / SHARDS[0]
     assert f"{weights.stat().st_size:,}  {SHARDS[0]}" in printed
@@ -575,6 +575,8 @@ def test_the_space_loads_both_models_at_the_commits_that_it_is_pinned_to(
     space = shutil.copytree(
         ROOT / "space", tmp_path / "space", ignore=shutil.ignore_patterns("static", "gallery", "examples")
     )
+    for name in release.SHARED_WITH_SPACE:
+        shutil.copyfile(ROOT / name, space / name)
     (space / "model.json").write_bytes(on_hub(hub.repositories["spaces", REPO], "main")["model.json"])
     trial = ROOT / "tests" / "fixtures" / "reporting" / "walking.md"
     run = run_stranger(hub, tmp_path, ["-c", SPACE_LOADS, str(space), str(trial)])

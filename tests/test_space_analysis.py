@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ctfm.gate import load_gate
 from ctfm.phantom.make import FINDING_NAMES
 from safetensors.torch import load_file
 from transformers import pipeline
@@ -28,7 +29,6 @@ from analysis import (
     strongest_place,
 )
 from exports import findings_json, write_findings, write_map, write_overlay, write_view
-from gate import load_gate
 from loading import Source, Weights, load_weights
 from tests.phantoms import phantom_volume
 from tests.space_process import CALIBRATION, SENTENCES, UNSURE, save_stand_in

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from ctfm import CTFMForImageClassification, CTFMImageProcessor, CTFMModel, CTFMProcessor, Volume, worklist
+from ctfm.body import BODY_SHARE, find_inside, join_crops, split_crops
+from ctfm.gate import Gate, scan_features
 from ctfm.grading import Grader
 from ctfm.image_quality import measure_quality
 from ctfm.phantom.dicom_series import write_dicom_series
@@ -19,7 +21,6 @@ from ctfm.volume_studies_ctfm import find_studies
 from ctfm.worklist import Worklist, rank, watch
 from transformers import pipeline
 
-from gate import Gate, scan_features
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -183,8 +184,6 @@ def test_a_study_unlike_the_training_gets_no_answer(studies: Path, checkpoint: P
 
 
 def test_the_distance_is_that_of_the_space(checkpoint: Path, studies: Path, tmp_path: Path) -> None:
-    from body import BODY_SHARE, find_inside, join_crops, split_crops
-
     model = with_gate(checkpoint, tmp_path / "model", 1.0)
     grader = Grader(str(model))
     inputs = grader.processor(studies / "1.nii")

@@ -1,6 +1,6 @@
 """Is a scan like those that the weights were trained on? What a map and a sentence are compared with.
 
-gate.safetensors, beside the weights, holds what `measure_gate.py` measured on reference scans like those of the training. A
+gate.safetensors, beside the weights, holds what space/measure_gate.py measured on reference scans like those of the training. A
 scan that is further from them than nearly all of them are from each other gets no verdict: nothing is known about an answer.
 """
 
