@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
         {
             "inspect": ("inspection", "what is in a scan, what was checked and what was repaired"),
             "embed": ("embedding", "features of scans, as safetensors, and a manifest"),
-            "segment": ("segmentation", "organs as label maps on a scan's own voxels, with their names"),
+            "segment": ("clinical.segment", "organs as label maps on a scan's own voxels, with their names"),
             "worklist": ("worklist", "a folder of studies ranked by what a checkpoint says, with a page"),
             "demo": ("demo", "the main job on one scan, with pictures"),
         },

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -366,6 +366,15 @@ def choose_centre(segmentation: Segmentation) -> tuple[int, int, int]:
 # ---- command ---------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Makes another object of a segmentation. write: folder of the results, scan and series that were read, volume,
+    segmentation -> files; a `VolumeError` is a failure of the scan. name: of what is written and how."""
+
+    name: str
+    write: Callable[[Path, Path, str | None, Volume, Segmentation], None]
+
+
 def segment(
     scans: Sequence[Path],
     out: Path,
@@ -374,14 +383,20 @@ def segment(
     spacing: str | None = None,
     overlap: str = "half",
     also: Sequence[str] = (),
+    writers: Sequence["Writer"] = (),
     device: str | None = None,
 ) -> int:
     """Writes `segmentation.nii.gz` and `structures.json` of one scan into `out`, of several into a folder each, and
-    `scans.json`, a row a scan. What is done already is not done again, and a scan that cannot be read stops nothing."""
+    `scans.json`, a row a scan. What is done already is not done again, and a scan that cannot be read stops nothing.
+
+    Args:
+        also: of `EXTRAS`; writers: of other objects made of the same segmentation.
+    """
     found = list_scans(scans)
     segmenter = load_segmenter(model_id, device)
     out.mkdir(parents=True, exist_ok=True)
-    settings = (model_id, weight_files(model_id), spacing or segmenter.processor.spacing, overlap, sorted(also))
+    wanted = sorted([*also, *(writer.name for writer in writers)])
+    settings = (model_id, weight_files(model_id), spacing or segmenter.processor.spacing, overlap, wanted)
     rows = []
     for (scan, series_uid), name in zip(
         tqdm(found, desc="segment", unit="scan", disable=not sys.stderr.isatty()),
@@ -395,6 +410,10 @@ def segment(
             try:
                 volume = read_volume(scan, series_uid)
                 segmentation = segment_volume(segmenter, volume, overlap=overlap, spacing=spacing)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "segmentation.json").unlink(missing_ok=True)
+                for writer in writers:
+                    writer.write(folder, scan, series_uid, volume, segmentation)
             except VolumeError as error:
                 rows.append(row | {"status": "failed", "note": str(error)})
                 continue
@@ -441,9 +460,7 @@ def read_key(folder: Path) -> str | None:
 def write_results(
     folder: Path, volume: Volume, segmentation: Segmentation, also: Sequence[str], facts: Mapping[str, Any]
 ) -> None:
-    """All files of one scan; `segmentation.json` comes last, so that it says that the others are whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "segmentation.json").unlink(missing_ok=True)
+    """The files of one scan; `segmentation.json` comes last, so that it says that the others are whole."""
     labels, affine = volume.segmentation_to_source(segmentation.labels)
     if volume.source.kind == "dicom":  # slices are first there, and last in NIfTI
         labels, affine = labels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]
@@ -465,7 +482,7 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ctfm segment",
         description="Organs of scans as label maps on each scan's own voxels, with their names. Done scans are kept.",
@@ -480,13 +497,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--also", nargs="+", choices=EXTRAS, default=[], metavar="WHAT", help=" ".join(EXTRAS))
     add_device_argument(parser)
     add_model_arguments(parser)
-    given = parser.parse_args(arguments)
-    return segment(
-        given.scans,
-        given.out,
-        given.model,
-        spacing=given.spacing,
-        overlap=given.overlap,
-        also=given.also,
-        device=given.device,
-    )
+    return parser

@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from .volume_archive_ctfm import ANALYZE, NOT_FETCHED, list_files, tell_kind, unpack
-from .volume_dicom_ctfm import list_dicom_stacks, read_dicom
+from .volume_dicom_ctfm import list_dicom_stacks, list_planes, read_dicom
+from .volume_dicom_header_ctfm import Slice
 from .volume_raster_ctfm import read_raster
 from .volume_scan_ctfm import (
     AIR_HU,
@@ -57,6 +58,7 @@ __all__ = [
     "Volume",
     "VolumeError",
     "VolumeSource",
+    "dicom_planes",
     "list_series",
     "read_segmentation",
     "read_volume",
@@ -341,6 +343,27 @@ def list_series(source: Source) -> list[SeriesInfo]:
             _describe(_to_volume(read_raster(file, kinds[file], file.parent)), file.name if len(rasters) > 1 else "")
             for file in rasters
         ]
+
+
+@contextmanager
+def dicom_planes(source: str | Path, series_uid: str | None = None) -> Iterator[list[tuple[Slice, int]]]:
+    """The slices that `read_volume` reads, one for each place along the stack, and on which plane each lies: an index along the
+    first axis of `source_affine` and of what `segmentation_to_source` gives, the nearest where planes were resampled. A zip
+    stays unpacked until the `with` block ends.
+
+    Raises:
+        VolumeError: it holds no DICOM series, or `read_volume` would refuse it for its headers.
+    """
+    with _readable(), tempfile.TemporaryDirectory(prefix="ctfm-") as temporary:
+        path, files = _open_source(source, Path(temporary))
+        kinds = _tell_kinds(path, files)
+        if "dicom" not in kinds.values():
+            raise UnsupportedFormatError(
+                "DICOM objects refer to the slices of a series, and this is none",
+                file=_name(path),
+                cure="Pass the DICOM series itself.",
+            )
+        yield list_planes(_name(path), kinds, series_uid or None)
 
 
 # --- source -> files -----------------------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ ROOMS = {  # folder -> the extras that whoever runs it has
     "train": ("io", "train"),
     "evaluate": ("io", "train"),
     "release": ("io", "train"),
+    "clinical": ("clinical",),
     "reporting": ("reporting", "train"),
     "space": ("io", "space"),
     "benchmarks": ("io", "train", "reporting", "space", "quantization", "dev"),
-    "tests": ("io", "train", "reporting", "space", "quantization", "dev"),
+    "tests": ("io", "train", "reporting", "space", "clinical", "quantization", "dev"),
 }
 
 

@@ -86,6 +86,19 @@ def read_dicom(source: str, kinds: dict[Path, str], series_uid: str | None) -> S
         return _read_stack(stack, left_out)
 
 
+def list_planes(source: str, kinds: dict[Path, str], series_uid: str | None) -> list[tuple[Slice, int]]:
+    """The slices of the stack that `read_dicom` reads, one for each place along the stack, and on which plane of `Scan.hu` each
+    lies: the nearest, where planes were resampled. For objects that refer to them."""
+    with quiet_pydicom:
+        stacks, left_out, num_patients, _ = _find_stacks(source, kinds)
+        slices = choose_stack(stacks, left_out, num_patients, series_uid, source).slices
+    slots, places = _slots(slices)
+    planes = np.arange(len(places))
+    if not _is_regular(places):
+        planes = np.rint(places / _usual_step(places)).astype(int)
+    return [(slices[slots.index(slot)], int(plane)) for slot, plane in enumerate(planes)]
+
+
 def read_slice(path: Path) -> np.ndarray:
     """One DICOM image in Hounsfield units, `(rows, columns)` as stored, without a volume's checks; padding becomes air."""
     with quiet_pydicom:
