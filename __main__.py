@@ -107,8 +107,7 @@ def run(name: str, module: str, extra: str, arguments: Sequence[str]) -> int:
         if (error.name or "").partition(".")[0] == "ctfm":
             raise
         print(
-            f'ctfm {name}: "{error.name}" is not installed. It needs the extra [{extra}], and ctfm is not on PyPI: '
-            f'run pip install ".[{extra}]" in the cloned folder.',
+            f'ctfm {name}: "{error.name}" is not installed. It needs the extra [{extra}]: run {how_to_install(extra)}.',
             file=sys.stderr,
         )
         return 2
@@ -121,6 +120,17 @@ def run(name: str, module: str, extra: str, arguments: Sequence[str]) -> int:
     except (VolumeError, OSError) as error:  # a scan, or a folder or checkpoint that is not there
         print(f"ctfm: {error}", file=sys.stderr)
     return 2
+
+
+def how_to_install(extra: str) -> str:
+    """The command that adds an extra to this installation: from the index where it came from one, else from the clone."""
+    try:
+        installed = importlib.metadata.distribution("ctfm")
+    except importlib.metadata.PackageNotFoundError:  # run from a clone as it lies
+        installed = None
+    if installed is not None and installed.read_text("direct_url.json") is None:  # pip writes it for all but an index
+        return f'pip install "{installed.name}[{extra}]"'
+    return f'pip install ".[{extra}]" in the cloned folder'
 
 
 if __name__ == "__main__":

@@ -377,7 +377,7 @@ def load(model_id: str) -> tuple[CTFMModel | CTFMVisionModel, CTFMImageProcessor
     """
     if model_id == UNTRAINED:
         print(
-            "ctfm: no checkpoint given, so the weights are RANDOM (seed 0) and the features mean nothing",
+            f"ctfm: --model {UNTRAINED}: the weights are RANDOM (seed 0) and the features mean nothing",
             file=sys.stderr,
         )
         torch.manual_seed(0)
@@ -397,10 +397,25 @@ def load(model_id: str) -> tuple[CTFMModel | CTFMVisionModel, CTFMImageProcessor
     return model.eval(), processor, model_id if Path(model_id).is_dir() else f"{model_id}@{revision}"
 
 
+def check_model_is_there(model_id: str) -> str:
+    """argparse passes a default through here where the option was left out; a package from an index brings no checkpoint."""
+    if model_id == str(DEFAULT_CHECKPOINT) and not DEFAULT_CHECKPOINT.is_dir():
+        raise argparse.ArgumentTypeError(
+            "this installation has no checkpoint of its own. Give a folder, such as a clone's checkpoints/default, or a Hub id."
+        )
+    return model_id
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    own = " (%(default)s)" if DEFAULT_CHECKPOINT.is_dir() else ""
+    parser.add_argument(
+        "--model", type=check_model_is_there, default=str(DEFAULT_CHECKPOINT), help=f"checkpoint folder or Hub id{own}"
+    )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """`--model` and `--spacing`, of every command that runs a model on scans."""
-    default = str(DEFAULT_CHECKPOINT) if DEFAULT_CHECKPOINT.is_dir() else UNTRAINED
-    parser.add_argument("--model", default=default, help="checkpoint folder or Hub id (%(default)s)")
+    add_model_argument(parser)
     parser.add_argument("--spacing", choices=list(SPACING_PRESETS), help="instead of the checkpoint's own")
 
 

@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
+from .__main__ import how_to_install
+
 try:  # --help and a clear sentence need none of it
     import faiss
 except ImportError:
@@ -83,7 +85,7 @@ class VectorIndex:
 
 def require_faiss() -> None:
     if not HAS_FAISS:
-        raise OSError('The index needs faiss, which is not installed: pip install ".[search]" in the cloned folder.')
+        raise OSError(f"The index needs faiss, which is not installed: {how_to_install('search')}.")
 
 
 def open_index(folder: Path) -> VectorIndex:
