@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from ..evaluate.metrics import FindingTable, auroc, measure_findings
 from ..image_processing_ctfm import CTFMImageProcessor
-from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
+from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMVisionModel
 from .data import ScanSample, SourceConfig, read_scan, select_rows
 from .descriptors import DescriptorSample
 from .objective import Metrics
 from .processes import ALONE, Processes
 from .shards import Manifest
+from .survival import cox_loss
 from .views import cut_scans
 
 LabelModel = CTFMForImageClassification | CTFMForSemanticSegmentation
@@ -45,18 +46,33 @@ class LabelBatch:
 
 
 class LabelObjective(nn.Module):
-    """`model` is trained in place; of a frozen trunk only what `new` names, parts that the checkpoint did not have.
+    """`model` is trained in place; of a frozen trunk only adapters and what `new` names, parts that the checkpoint did not have
+    or that learn all the same.
 
-    Losses of findings weigh every stated label alike, whichever process it is on; soft Dice is that of a process's scans.
+    Losses of labels weigh every stated label alike, whichever process it is on, apart from `positive_weights`; soft Dice and
+    the partial likelihood are those of a process's scans.
+
+    Args:
+        question: what the labels of scans are, see targets.py.
+        positive_weights: of each finding, how much a present scan weighs more than an absent one.
     """
 
     def __init__(
-        self, model: LabelModel, *, trunk_is_frozen: bool, new: Sequence[str] = (), processes: Processes = ALONE
+        self,
+        model: LabelModel,
+        *,
+        trunk_is_frozen: bool,
+        new: Sequence[str] = (),
+        processes: Processes = ALONE,
+        question: str = "findings",
+        positive_weights: Sequence[float] | None = None,
     ):
         super().__init__()
         self.model, self.trunk_is_frozen, self.processes = model, trunk_is_frozen, processes
+        self.question, self.positive_weights = question, positive_weights
         for name, parameter in model.vision_model.named_parameters():
-            parameter.requires_grad_(not trunk_is_frozen or name.startswith(tuple(new)))
+            learns = not trunk_is_frozen or name.startswith(tuple(new)) or ".lora_" in name
+            parameter.requires_grad_(learns)
         model.vision_model.local_model.embeddings.mask_token.requires_grad_(False)  # nothing is hidden here
 
     @property
@@ -71,15 +87,71 @@ class LabelObjective(nn.Module):
         return self
 
     def forward(self, batch: LabelBatch) -> tuple[Float[Tensor, ""], Metrics]:
-        output = self.model(**vars(batch))
-        loss = output.loss
-        if isinstance(self.model, CTFMForImageClassification):
-            stated = (~batch.labels.isnan()).sum().float()
-            loss = loss * stated * self.processes.count / self.processes.add(stated).clamp(min=1)
-        return loss, {}
+        if not isinstance(self.model, CTFMForImageClassification):
+            return self.model(**vars(batch)).loss, {}
+        logits = self.model(batch.pixel_values, batch.crop_grid, batch.crop_mask).logits
+        loss = label_loss(logits, batch.labels, self.question, self.positive_weights)
+        stated = count_stated(batch.labels, self.question)
+        return loss * stated * self.processes.count / self.processes.add(stated).clamp(min=1), {}
 
     def after_step(self, step: int) -> None:
         """There is no teacher to update."""
+
+
+def label_loss(
+    logits: Float[Tensor, "b k"],
+    labels: Float[Tensor, "b l"],
+    question: str = "findings",
+    positive_weights: Sequence[float] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean over what is stated; 0 where nothing is. Classes come as 1 of k, numbers as they are, time beside event."""
+    logits, labels = logits.float(), labels.float()
+    if question == "survival":
+        return cox_loss(logits[:, 0], labels[:, 0], labels[:, 1]) + 0 * logits.sum()  # a batch may hold no event
+    stated = ~labels.isnan()
+    if question == "one_of":
+        known = stated.all(1)
+        each = nn.functional.cross_entropy(logits, labels.nan_to_num(0.0).argmax(1), reduction="none")
+        return (each * known).sum() / known.sum().clamp(min=1)
+    if question == "value":
+        losses = (logits - labels.nan_to_num(0.0)) ** 2
+    else:
+        weight = None if positive_weights is None else logits.new_tensor(positive_weights)
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            logits, labels.nan_to_num(0.0), reduction="none", pos_weight=weight
+        )
+    return (losses * stated).sum() / stated.sum().clamp(min=1)
+
+
+def count_stated(labels: Tensor, question: str) -> Tensor:
+    """What `label_loss` divides by: labels, classes, or events."""
+    if question == "survival":
+        return (labels[:, 1] == 1).sum().float()
+    stated = ~labels.isnan()
+    return (stated.all(1).sum() if question == "one_of" else stated.sum()).float()
+
+
+# ---- adapters ----
+
+
+def add_adapters(vision: CTFMVisionModel, rank: int) -> None:
+    """LoRA on the attention of the trunk, in place; nothing for rank 0."""
+    if rank:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["qkv", "out"])
+        inject_adapter_in_model(config, vision)
+
+
+def merge_adapters(vision: CTFMVisionModel) -> None:
+    """Adapters into the weights that they adapt, in place."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in list(vision.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoraLayer):
+                child.merge()  # type: ignore[operator]
+                setattr(module, name, child.get_base_layer())
 
 
 # ---- labels of a prepared folder ----
@@ -190,29 +262,46 @@ def grade(
 
     Dice of a structure is the mean over the scans that hold it; a finding needs `metrics.MIN_SCANS` scans of either kind.
     """
-    finds = isinstance(model, CTFMForImageClassification)
     names = label_names(model)
-    source = SourceConfig(folder=manifest.folder, split=split, with_segmentation=not finds)
-    rows = select_rows(manifest, source)[:num_scans]
+    if isinstance(model, CTFMForImageClassification):
+        logits, truth, _ = answer(model, processor, manifest, split, num_scans, names)
+        return grade_findings(names, logits, truth) if len(logits) else {}
+    rows = select_rows(manifest, SourceConfig(folder=manifest.folder, split=split, with_segmentation=True))[:num_scans]
+    device, dice = next(model.parameters()).device, []
+    for row in rows:
+        sample = read_scan(manifest, manifest[int(row)], with_segmentation=True)
+        batch = make_label_batch([sample], processor, (), device)
+        labels = model.segment(batch.pixel_values, batch.crop_grid, batch.crop_mask)[0]
+        dice.append(dice_of(labels, batch.labels[0], len(names)))
+    return mean_over(names[1:], means_of_stated(np.array(dice)[:, 1:]), "dice") if dice else {}
+
+
+@torch.no_grad()
+def answer(
+    model: CTFMForImageClassification,
+    processor: CTFMImageProcessor,
+    manifest: Manifest,
+    split: str,
+    num_scans: int,
+    columns: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Logits `(n, k)` and labels `(n, columns)` of scans of a split, and their ids."""
+    rows = select_rows(manifest, SourceConfig(folder=manifest.folder, split=split))[:num_scans]
     device = next(model.parameters()).device
-    scores, truth, dice = [], [], []
+    logits, truth, ids = [], [], []
     for row in rows:
         scan = manifest[int(row)]
-        sample = read_scan(manifest, scan, with_segmentation=not finds)
-        batch = make_label_batch([sample], processor, names if finds else (), device)
-        inputs = (batch.pixel_values, batch.crop_grid, batch.crop_mask)
-        if isinstance(model, CTFMForSemanticSegmentation):
-            dice.append(dice_of(model.segment(*inputs)[0], batch.labels[0], len(names)))
-        else:
-            scores.append(model(*inputs).logits[0].float().cpu().numpy())
-            truth.append(batch.labels[0].cpu().numpy())
-    if not len(rows):
-        return {}
-    if finds:
-        a, b = (FindingTable(findings=tuple(names), values=np.array(table)) for table in (scores, truth))
-        found = measure_findings(auroc, a, b, np.ones((1, len(rows))))
-        return mean_over(list(found), [float(values[0]) for values in found.values()], "auroc")
-    return mean_over(names[1:], means_of_stated(np.array(dice)[:, 1:]), "dice")
+        batch = make_label_batch([read_scan(manifest, scan)], processor, columns, device)
+        logits.append(model(batch.pixel_values, batch.crop_grid, batch.crop_mask).logits[0].float().cpu().numpy())
+        truth.append(batch.labels[0].cpu().numpy())
+        ids.append(scan.scan_id)
+    return np.array(logits), np.array(truth), ids
+
+
+def grade_findings(names: Sequence[str], logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    a, b = (FindingTable(findings=tuple(names), values=table) for table in (logits, truth))
+    found = measure_findings(auroc, a, b, np.ones((1, len(logits))))
+    return mean_over(list(found), [float(values[0]) for values in found.values()], "auroc")
 
 
 def dice_of(found: Tensor, labels: Tensor, num_labels: int) -> list[float]:

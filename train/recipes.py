@@ -163,7 +163,13 @@ class FineTuning:
         task: findings of scans, or the label of every voxel.
         start: folder of any checkpoint, or its Hub id.
         from_scratch: takes its architecture and image processor alone.
-        trunk_is_frozen: the head alone learns.
+        trunk_is_frozen: the head alone learns, beside what `last_layers` and `adapter_rank` name.
+        last_layers: of a frozen trunk's local transformer, so many learn, and all that follows them.
+        adapter_rank: of LoRA (PEFT) on the attention of a frozen trunk; merged in what is exported.
+        question: what a label of a scan is (see targets.py); a segmentation has none.
+        max_positive_weight: a finding's present scans weigh as much as its absent ones together, but no more than this each.
+        patience: probes without a better one, of split `test_split`, after which training ends; the best is exported. 0 trains
+            all steps and exports the last.
         steps: number of optimizer steps.
         global_batch: scans of a step, over all processes and accumulated batches.
         micro_batch: of them, what one forward pass takes over all processes.
@@ -177,6 +183,11 @@ class FineTuning:
     start: str
     from_scratch: bool = False
     trunk_is_frozen: bool = False
+    last_layers: int = 0
+    adapter_rank: int = 0
+    question: Literal["findings", "one_of", "value", "survival"] = "findings"
+    max_positive_weight: float = 1.0
+    patience: int = 0
     steps: int = 2000
     global_batch: int = 16
     micro_batch: int = 16
@@ -189,6 +200,11 @@ class FineTuning:
     def __post_init__(self) -> None:
         if self.from_scratch and self.trunk_is_frozen:
             raise ValueError("A trunk drawn from scratch that is frozen learns nothing; choose one of the two.")
+        if (self.last_layers or self.adapter_rank) and not self.trunk_is_frozen:
+            raise ValueError(
+                f"last_layers {self.last_layers} and adapter_rank {self.adapter_rank} are what learns of a frozen trunk; set "
+                "trunk_is_frozen."
+            )
         check_warmup(self.phases)
 
     @property

@@ -30,6 +30,7 @@ from ..embedding import Manifest, add_model_arguments, embed_found, fingerprint,
 from ..modeling_ctfm import CTFMForImageClassification
 from ..processing_ctfm import CTFMProcessor
 from ..volume_scan_ctfm import VolumeError
+from ..volume_studies_ctfm import Found
 from ..weights import load_complete
 from .linear_head import MAIN_METRIC, LinearHead, calibrate_head, choose_head, few_shot, measure
 from .survival import baseline_hazard
@@ -146,11 +147,12 @@ def write_few_shot(rows: Sequence[dict[str, Any]], metrics: dict[str, Any], out:
     figure.savefig(out / "few_shot.png", dpi=130)
 
 
-def inputs_of(table: Path, targets: Targets, given: argparse.Namespace) -> str:
-    """Of all that decides what comes out: table, files of its scans by place, size and time, weights, settings."""
+def inputs_of(table: Path, files: Sequence[Found], given: argparse.Namespace) -> str:
+    """Of all that decides what comes out: table, its scans and label maps by place, size and time, weights, settings."""
     asked = {name: value for name, value in vars(given).items() if name not in ("out", "table")}
-    scans = [fingerprint(*scan, ()) for scan in targets.scans]
-    facts = json.dumps([asked, scans, weight_files(given.model)], default=str, sort_keys=True)
+    facts = json.dumps(
+        [asked, [fingerprint(*file, ()) for file in files], weight_files(given.model)], default=str, sort_keys=True
+    )
     return hashlib.sha256(facts.encode() + table.read_bytes()).hexdigest()[:20]
 
 
@@ -171,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = given.out / "metrics.json"
     try:
         targets = read_targets(given.table, read_question(given), given.seed)
-        key = inputs_of(given.table, targets, given)
+        key = inputs_of(given.table, targets.scans, given)
         if done.is_file() and (metrics := json.loads(done.read_text())).get("inputs") == key:
             print(
                 f"{describe(metrics, given.out)}\nNothing is to be done: table, scans and weights are those of before."
