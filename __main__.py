@@ -106,6 +106,8 @@ def run(name: str, module: str, extra: str, arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "ctfm":
             raise
+        from .installation import how_to_install
+
         print(
             f'ctfm {name}: "{error.name}" is not installed. It needs the extra [{extra}]: run {how_to_install(extra)}.',
             file=sys.stderr,
@@ -120,17 +122,6 @@ def run(name: str, module: str, extra: str, arguments: Sequence[str]) -> int:
     except (VolumeError, OSError) as error:  # a scan, or a folder or checkpoint that is not there
         print(f"ctfm: {error}", file=sys.stderr)
     return 2
-
-
-def how_to_install(extra: str) -> str:
-    """The command that adds an extra to this installation: from the index where it came from one, else from the clone."""
-    try:
-        installed = importlib.metadata.distribution("ctfm")
-    except importlib.metadata.PackageNotFoundError:  # run from a clone as it lies
-        installed = None
-    if installed is not None and installed.read_text("direct_url.json") is None:  # pip writes it for all but an index
-        return f'pip install "{installed.name}[{extra}]"'
-    return f'pip install ".[{extra}]" in the cloned folder'
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
-from .__main__ import how_to_install
+from .installation import how_to_install
 
 try:  # --help and a clear sentence need none of it
     import faiss

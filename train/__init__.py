@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from .. import CTFMModel  # noqa: F401 - registers the Auto classes, by which processors find their parts
-from ..__main__ import how_to_install
+from ..installation import how_to_install
 
 # Of the extra [train], as they are imported. Looked for here and not where each is used, so that a notebook, a launcher and a
 # program all say the same, and before hours of reading scans.
