@@ -17,8 +17,15 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "inspect": ("inspection", "what is in a scan, what was checked and what was repaired"),
             "embed": ("embedding", "features of scans, as safetensors, and a manifest"),
             "segment": ("clinical.segment", "organs as label maps on a scan's own voxels, with their names"),
-            "worklist": ("worklist", "a folder of studies ranked by what a checkpoint says, with a page"),
+            "worklist": ("clinical.worklist", "studies ranked by what a checkpoint says, with a page"),
             "demo": ("demo", "the main job on one scan, with pictures"),
+        },
+    ),
+    "Hospitals": (
+        "clinical",
+        {
+            "report": ("clinical.report", "scans to DICOM SR, SEG and PDF and to FHIR"),
+            "listen": ("clinical.listen", "a DICOM node that takes studies, works them and stores the results back"),
         },
     ),
     "Search": (

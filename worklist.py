@@ -2,6 +2,7 @@
 
     ctfm worklist studies/ --out worklist/
     ctfm worklist inbox/ --out worklist/ --watch 60        looks again every 60 s, until Ctrl-C
+    ctfm worklist dicomweb://localhost:8042/dicom-web --out worklist/        reads the server's CT series into DIR/incoming
 
 Every study stands once, by its longest series of the thinnest slices, in one of five groups: "present" (the checkpoint says
 that a finding is there), "not sure", "absent", "unlike" (like no scan that the checkpoint was trained on, so nothing is said
@@ -177,23 +178,31 @@ def write_list(out: Path, rows: Sequence[dict[str, Any]], model: str) -> None:
 
 
 def watch(
-    root: Path, worklist: Worklist, num_readers: int, wait: Callable[[], bool], say: Callable[[str], None] = print
+    find: Callable[[], Path],
+    worklist: Worklist,
+    num_readers: int,
+    wait: Callable[[], bool],
+    say: Callable[[str], None] = print,
 ) -> int:
-    """Looks for studies again and again until `wait` says False. A study that is still arriving changes between two looks,
-    and only what stayed as it was is worked, so a new one appears in the list at the second look."""
+    """Looks for studies in the folder that `find` gives again and again until `wait` says False. A study that is still
+    arriving changes between two looks, and only what stayed as it was is worked, so a new one appears in the list at the
+    second look. Where `find` raises an OSError, as a server that is down does, it says so and looks again later."""
     rows: list[dict[str, Any]] = []
-    before: set[str] = set(look(root, worklist))
-    while wait():
-        studies = look(root, worklist)
-        rows = rank(worklist.work([study for key, study in studies.items() if key in before], num_readers))
-        write_list(worklist.out, rows, worklist.grader.name)
-        say(summary(rows))
-        before = set(studies)
-    return exit_code(rows)
-
-
-def look(root: Path, worklist: Worklist) -> dict[str, list[Found]]:
-    return {worklist.key(study): study for study in find_studies(root)}
+    before: set[str] | None = None
+    while True:
+        try:
+            studies = {worklist.key(study): study for study in find_studies(find())}
+        except OSError as error:
+            say(f"ctfm: {error}")
+        else:
+            if before is not None:
+                stayed = [study for key, study in studies.items() if key in before]
+                rows = rank(worklist.work(stayed, num_readers))
+                write_list(worklist.out, rows, worklist.grader.name)
+                say(summary(rows))
+            before = set(studies)
+        if not wait():
+            return exit_code(rows)
 
 
 def exit_code(rows: Sequence[dict[str, Any]]) -> int:
@@ -205,11 +214,17 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     return f"{len(rows)} studies: " + ", ".join(f"{count} {group}" for group, count in counts.items())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, fetch: Callable[[str, Path], Path] = lambda source, _: Path(source)
+) -> int:
+    """
+    Args:
+        fetch: what was given and a folder for what a server sends -> the folder of studies.
+    """
     parser = argparse.ArgumentParser(
         prog="ctfm worklist", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="folder of studies")
+    parser.add_argument("folder", help="folder of studies, or dicomweb://HOST:PORT/PATH")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the list and its page")
     parser.add_argument("--findings", nargs="+", default=[], metavar="FINDING", help="rank by these, not by all")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="look for studies again, so often")
@@ -217,22 +232,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_device_argument(parser)
     add_model_arguments(parser)
     given = parser.parse_args(arguments)
-    if not given.folder.is_dir():
-        raise VolumeError("no such folder", value=given.folder.name, cure="Give a folder of studies.")
-    worklist = Worklist(given.out, given.model, given.spacing, given.findings, given.device)
+
+    def find() -> Path:
+        folder = fetch(given.folder, given.out / "incoming")
+        if not folder.is_dir():
+            raise VolumeError("no such folder", value=folder.name, cure="Give a folder of studies.")
+        return folder
+
     if given.watch is not None:
+        if "://" not in given.folder:
+            find()  # refused before the model is loaded
+        worklist = Worklist(given.out, given.model, given.spacing, given.findings, given.device)
 
         def wait() -> bool:
             time.sleep(given.watch)
             return True
 
         try:
-            return watch(given.folder, worklist, given.readers, wait)
+            return watch(find, worklist, given.readers, wait)
         except KeyboardInterrupt:
             return 0
-    studies = find_studies(given.folder)
+    folder = find()
+    studies = find_studies(folder)
     if not studies:
-        raise VolumeError("there is no study", value=given.folder.name, cure="Give a folder that holds CT scans.")
+        raise VolumeError("there is no study", value=folder.name, cure="Give a folder that holds CT scans.")
+    worklist = Worklist(given.out, given.model, given.spacing, given.findings, given.device)
     rows = rank(worklist.work(studies, given.readers))
     write_list(given.out, rows, worklist.grader.name)
     print(f"{summary(rows)}; see {given.out / 'index.html'}")

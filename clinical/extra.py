@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..installation import how_to_install
+
 
 @contextmanager
 def need_extra() -> Iterator[None]:
@@ -16,6 +18,5 @@ def need_extra() -> Iterator[None]:
         if (error.name or "").partition(".")[0] == "ctfm":
             raise
         raise OSError(
-            f'"{error.name}" is not installed. It needs the extra [clinical]: run pip install ".[clinical]" in the cloned '
-            "folder."
+            f'"{error.name}" is not installed. It needs the extra [clinical]: run {how_to_install("clinical")}.'
         ) from error

@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +52,11 @@ REFERENCES = (
     *("PerFrameFunctionalGroupsSequence", "LossyImageCompression", "LossyImageCompressionRatio"),
     "LossyImageCompressionMethod",
 )
+
+
+def digest(uid: str) -> str:
+    """A name for a file or a folder from which no UID can be read."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +217,12 @@ def finish_object(made: Dataset, source: SourceSeries, keep_identifiers: bool) -
             value = source.identity.get(keyword)
             if value is not None and is_writable(keyword, value):
                 setattr(made, keyword, value)
+
+
+def now() -> tuple[str, str]:
+    """Date and time of what is made now."""
+    moment = datetime.now()
+    return moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
 
 
 def is_writable(keyword: str, value: object) -> bool:

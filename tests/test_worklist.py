@@ -228,9 +228,27 @@ def test_a_watched_folder_is_worked_as_studies_arrive_and_settle(
         lambda: (inbox / "1.nii").write_bytes(whole),
         lambda: None,
     )
-    assert watch(inbox, make(tmp_path / "out", checkpoint), 0, wait, said.append) == 0
+    assert watch(lambda: inbox, make(tmp_path / "out", checkpoint), 0, wait, said.append) == 0
     assert [line.partition(" ")[0] for line in said] == ["1", "1", "2"]
     assert all("0 failed" in line for line in said)
+
+
+def test_a_watched_server_that_is_down_is_asked_again(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
+    answers: list[object] = [OSError("no server answers there"), studies, OSError("no server answers there"), studies]
+    said: list[str] = []
+
+    def find() -> Path:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return tmp_path / "inbox"
+
+    (tmp_path / "inbox").mkdir()
+    shutil.copy(studies / "0.nii", tmp_path / "inbox")
+    wait = rounds(*[lambda: None] * 3)
+    assert watch(find, make(tmp_path / "out", checkpoint), 0, wait, said.append) == 0
+    assert said[:2] == ["ctfm: no server answers there"] * 2
+    assert said[2].startswith("1 studies: ")
 
 
 # ---- image quality ----
