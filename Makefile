@@ -13,7 +13,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo [SCAN=path]  read a scan, compute its features, write pictures to demo/; then open the Space on this machine"
 	@echo "make demo SPACE=no     the same, without the Space"
-	@echo "make space             open the Space; before, bring what it shows: the viewer (npm), examples and gallery"
+	@echo "make space             open the Space; before, bring its viewer (npm); examples and gallery are drawn meanwhile"
 	@echo "make pictures          take the pictures of the Space in docs/ again (needs chromium)"
 	@echo "make test              run the tests"
 	@echo "make fuzz SECONDS=60   mutated files through every reader, for so long each; findings stay in runs/fuzz"
@@ -43,20 +43,19 @@ else ifeq ($(SPACE),yes)
 	@$(MAKE) --no-print-directory space
 endif
 
-space: shown
+# The page comes first; examples and gallery are drawn beside it, and are there within the minute.
+space: viewer
 	@echo "The Space, until Ctrl-C:"
-	$(BIN)/python space/app.py
+	@$(BIN)/python -m ctfm gallery --checkpoint $(CHECKPOINT) & trap "kill $$! 2>/dev/null" EXIT; $(BIN)/python space/app.py
 
 pictures: shown
 	$(BIN)/python docs/space_pictures.py
 
-shown: space/gallery/gallery.json viewer
+shown: viewer
+	$(BIN)/python -m ctfm gallery --checkpoint $(CHECKPOINT)
 
 viewer: setup
 	$(BIN)/python space/fetch_viewer.py
-
-space/gallery/gallery.json: $(WEIGHTS) phantom/gallery.py | setup
-	$(BIN)/python -m ctfm gallery --checkpoint $(CHECKPOINT)
 
 test: viewer
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --ignore tests/test_space_browser.py

@@ -1,5 +1,7 @@
 """checkpoints/default -> pictures of the Space on its own examples, in docs/: space.png, space_compare.png, space_phone.png.
 
+The pictures of the example cases, space/static/case_KEY.png, are drawn again, too.
+
     make pictures     (needs chromium: apt-get install chromium)
 
 The scans are phantoms. Look at the pictures before they are committed: they show what the checkpoint answers.
@@ -8,19 +10,22 @@ The scans are phantoms. Look at the pictures before they are committed: they sho
 import shutil
 from pathlib import Path
 
+from ctfm import read_volume
 from ctfm.benchmarks.space_process import start_space
+from ctfm.drawing_ctfm import INTENSITY_WINDOWS, draw_planes
 from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
 PATIENCE_MS = 600_000
-DESK, PHONE = (1280, 1500), (390, 844)  # the desk is high, so that one picture holds it all
+DESK, PHONE = (1280, 1150), (390, 844)  # the desk is high, so that one picture holds it all
+SPACE = HERE.parent / "space"
 
 
 def visit(browser: Browser, url: str, size: tuple[int, int]) -> Page:
     page = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale="en-GB").new_page()
     page.set_default_timeout(PATIENCE_MS)
     page.goto(url)
-    page.wait_for_selector("#viewer canvas")
+    page.wait_for_selector("#cases button")
     return page
 
 
@@ -34,7 +39,7 @@ def take(page: Page, name: str, top: str = "body") -> None:
 
 def take_scan(browser: Browser, url: str, name: str, size: tuple[int, int], top: str = "body") -> None:
     page = visit(browser, url, size)
-    page.click("#example")
+    page.click("button[data-case=effusion]")
     page.wait_for_selector("#findings table")
     page.wait_for_selector("#viewer[data-shown*='scan.nii.gz']")
     take(page, name, top)
@@ -49,7 +54,14 @@ def take_comparison(browser: Browser, url: str, name: str, size: tuple[int, int]
     take(page, name)
 
 
+def draw_cases() -> None:
+    for path in (SPACE / "examples").glob("*.zip"):
+        picture = draw_planes(read_volume(path), INTENSITY_WINDOWS["mediastinum"], height=120)
+        picture.save(SPACE / "static" / f"case_{path.stem}.png", optimize=True)
+
+
 def main() -> None:
+    draw_cases()
     with start_space() as (_, url), sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE_MS

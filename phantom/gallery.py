@@ -1,15 +1,17 @@
-"""Checkpoint -> what the Space shows before anybody uploads: example series, and an indexed gallery of phantoms.
+"""Checkpoint -> what the Space shows before anybody uploads: example cases, and an indexed gallery of phantoms.
 
     ctfm gallery --checkpoint checkpoints/default
 
-space/examples/chest.zip       a DICOM series of a phantom; chest_prior.zip: the same patient before
+space/examples/KEY.zip         a DICOM series of every case of space/cases.json
 space/gallery/gallery.json     seed, findings, report and picture of every phantom, and the hash of the weights
 space/gallery/gallery.safetensors   `image_embeds` (scans, e), in the order of gallery.json
 
-Nothing of it is committed: `make space` and a release write it for the weights they are about to show. No patient is in it.
+Nothing of it is committed: `make space` draws it while the page is there already, a release before; what is there of the same
+weights stays. No patient is in it.
 """
 
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -31,9 +33,7 @@ from .make import Phantom, make_phantom
 
 SPACE = Path(__file__).parent.parent / "space"
 FIRST_SEED = 3_000_000  # of no split of dataset.py
-EXAMPLE_SEED = 3_100_007
-PRIOR_FINDINGS = ("Cardiomegaly", "Lung nodule")
-CURRENT_FINDINGS = ("Cardiomegaly", "Lung nodule", "Pleural effusion")
+DRAWING = "drawing"  # a file in examples/ that says that the rest is on its way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +49,27 @@ class GalleryConfig:
 
     checkpoint: Path
     out: Path = SPACE
-    num_scans: int = 36
+    num_scans: int = 24
     shape: tuple[int, int, int] = (64, 96, 96)
     example_shape: tuple[int, int, int] = (120, 192, 192)
 
 
 def write_examples(out: Path, shape: tuple[int, int, int]) -> None:
-    """Two series of one phantom patient: now, and before the effusion."""
+    """The cases of cases.json that are not there yet; each appears whole."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, findings in (("chest.zip", CURRENT_FINDINGS), ("chest_prior.zip", PRIOR_FINDINGS)):
-        phantom = make_phantom(EXAMPLE_SEED, shape=shape, findings=findings)
-        write_zip(phantom, out / name)
+    drawing = out / DRAWING
+    drawing.touch()
+    try:
+        for case in json.loads((SPACE / "cases.json").read_text()):
+            path = out / f"{case['key']}.zip"
+            if path.is_file():
+                continue
+            phantom = make_phantom(case["seed"], shape=shape, findings=case["findings"])
+            partial = path.with_suffix(".partial")
+            write_zip(phantom, partial)
+            os.replace(partial, path)
+    finally:
+        drawing.unlink()
 
 
 def write_zip(phantom: Phantom, path: Path) -> None:
@@ -73,6 +83,10 @@ def write_zip(phantom: Phantom, path: Path) -> None:
 def index(config: GalleryConfig) -> None:
     """Draws, encodes and pictures the phantoms of the gallery."""
     folder = config.out / "gallery"
+    digest = hash_weight_files(config.checkpoint)
+    listed = folder / "gallery.json"
+    if listed.is_file() and json.loads(listed.read_text())["weights"] == digest:
+        return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model = load_complete(CTFMModel, config.checkpoint, dtype=torch.float32).eval()
@@ -96,14 +110,14 @@ def index(config: GalleryConfig) -> None:
             }
         )
     save_file({"image_embeds": torch.stack(embeddings)}, folder / "gallery.safetensors")
-    (folder / "gallery.json").write_text(
-        json.dumps({"weights": hash_weight_files(config.checkpoint), "scans": rows}, indent=1) + "\n"
-    )
+    partial = listed.with_suffix(".partial")  # a Space that runs takes it as soon as it is there
+    partial.write_text(json.dumps({"weights": digest, "scans": rows}, indent=1) + "\n")
+    os.replace(partial, listed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     config = tyro.cli(GalleryConfig, prog="ctfm gallery", args=arguments, description=__doc__)
     write_examples(config.out / "examples", config.example_shape)
     index(config)
-    print(f"{config.num_scans} phantoms in {config.out.name}/gallery, 2 series in {config.out.name}/examples")
+    print(f"{config.num_scans} phantoms in {config.out.name}/gallery, the cases in {config.out.name}/examples")
     return 0

@@ -45,7 +45,14 @@ CHECKPOINT_FILES = (  # beside the weights
     "tokenizer_config.json",
 )
 SHARED_WITH_SPACE = ("body.py", "gate.py")  # of the package; see space/from_package.py
-SPACE_FILES = ("*.py", "packages.txt", "static/*", "examples/*", "gallery/*")  # beside those that every Space has
+SPACE_FILES = (  # beside those that every Space has
+    "*.py",
+    "cases.json",
+    "packages.txt",
+    "static/*",
+    "examples/*",
+    "gallery/*",
+)
 SNIPPET = re.compile(r"^repo, revision = .*$", re.MULTILINE)  # the line of a card that says what is loaded
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)\)")
 SOMEBODYS_PATH = re.compile(r"(?<![\w.:/])/(home|root|Users|tmp|work|mnt|scratch)/")

@@ -63,7 +63,8 @@ class Place:
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """A finding's answer. `probability`, `interval`, `verdict` and its thresholds are None where the checkpoint is not
-    calibrated for it; `place` is None where the finding is absent; `auroc` is what was measured of it, None where nothing was.
+    calibrated for it; `place` is None where the finding is absent or no place stands out; `auroc` is what was measured of it,
+    None where nothing was.
     """
 
     label: str
@@ -169,7 +170,8 @@ class Analyser:
         known = weights.calibration
         self.labels = tuple(label for label in known if known[label]["unsure_high"] < MAX_PRESENT) or DEFAULT_FINDINGS
         self.not_asked = tuple(label for label in known if label not in self.labels)  # could never be "present"
-        self.gallery = load_gallery(gallery, weights) if gallery is not None else []
+        self.folder = gallery
+        self._gallery: list[tuple[Tensor, Path, tuple[str, ...], str]] = []
         self._lock = threading.Lock()
         self._forward = on_zero_gpu(forward)
 
@@ -197,6 +199,13 @@ class Analyser:
         tokens = self.weights.processor(text=list(texts))
         output = self.weights.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
         return torch.nn.functional.normalize(output.pooler_output, dim=-1).cpu()
+
+    @property
+    def gallery(self) -> list[tuple[Tensor, Path, tuple[str, ...], str]]:
+        """The indexed phantoms, as soon as they are drawn (phantom/gallery.py)."""
+        if not self._gallery and self.folder is not None:
+            self._gallery = load_gallery(self.folder, self.weights)
+        return self._gallery
 
     @property
     def map_top(self) -> float:
@@ -274,18 +283,22 @@ class Analyser:
             return Judged(answers=False, reason="no_body")
         return self.weights.gate.judge(scan_features(vision, split_crops(body, geometry.crop_grid)))
 
+    def place(self, analysis: Analysis, label: str) -> Place | None:
+        """The strongest place of a finding's map, None where the map stays below what scans without the finding reach."""
+        place = strongest_place(analysis, analysis.maps[label], self.map_level(label))
+        return None if place.size_ml is None else place
+
     def finding(self, answer: dict[str, Any], analysis: Analysis) -> Finding:
         label = answer["label"]
         numbers = self.weights.calibration.get(label, {})
         verdict = answer.get("verdict")
-        is_absent = verdict == "absent"
         return Finding(
             label=label,
             score=answer["score"],
             probability=answer.get("probability"),
             interval=tuple(answer["interval"]) if "interval" in answer else None,
             verdict=verdict,
-            place=None if is_absent else strongest_place(analysis, analysis.maps[label], self.map_level(label)),
+            place=None if verdict == "absent" else self.place(analysis, label),
             absent_below=numbers.get("unsure_low"),
             present_above=numbers.get("unsure_high"),
             auroc=self.weights.metrics.get(f"zero_shot/{label}/auroc"),

@@ -23,10 +23,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 
 from api import add_api
+from cases import load_cases
 from compare_tab import SHOW_BOTH, Comparison, add_compare_tab, translate_comparison
 from loading import find_source, load_weights
 from report_tab import add_report_tab, load_checker
-from scan_tab import SHOW, Page, build_scan_tab, connect_scan_tab
+from scan_tab import SHOW, Page, build_scan_tab, connect_scan_tab, restore_scan
 from service import Service
 from serving import Site, app_settings
 from texts import LANGUAGES, say
@@ -41,27 +42,28 @@ READ: dict[str, Any] = {"concurrency_id": "read", "concurrency_limit": 2}
 
 def build(service: Service, checker: Any) -> gr.Blocks:
     """The page. `checker` is the trial-report model, None where there is none."""
-    examples = {"example": EXAMPLES / "chest.zip", "example_prior": EXAMPLES / "chest_prior.zip"}
-    examples = {key: path for key, path in examples.items() if path.is_file()}
+    cases = load_cases(EXAMPLES)
+    pair = {case.key: case for case in cases if case.key in ("earlier", "effusion")}
     with Site(title="CTFM", analytics_enabled=False) as demo:
         with gr.Row(elem_classes="head"):
             title = gr.Markdown(f"# {say('en', 'title')}", elem_classes="title")
             language = gr.Radio(
                 [(name, code) for code, name in LANGUAGES.items()], value="en", label=say("en", "language"),
-                elem_id="language", min_width=260, scale=0, container=False,
+                elem_id="language", min_width=290, scale=0, container=False,
             )  # fmt: skip
         demo.language = language
-        banner = gr.HTML(notice("en", service.weights), elem_id="notice", apply_default_css=False)
         with gr.Tabs():
             with gr.Tab(say("en", "tab_scan"), id="scan") as first:
-                tab = build_scan_tab(list(examples.items()))
+                banner = gr.HTML(notice("en", service.weights), elem_id="notice", apply_default_css=False)
+                tab = build_scan_tab(cases)
             with gr.Tab(say("en", "tab_compare"), id="compare") as second:
-                comparison = add_compare_tab(service, examples, language, COMPUTE)
+                again = gr.HTML(notice("en", service.weights), apply_default_css=False)
+                comparison = add_compare_tab(service, pair, language, COMPUTE)
             with gr.Tab(say("en", "tab_report"), id="report") as third:
                 words = add_report_tab(service, checker, language, COMPUTE)
             with gr.Tab(say("en", "tab_about"), id="about") as fourth:
                 about = gr.Markdown(describe("en"), elem_id="about")
-        events = connect_scan_tab(tab, service, language, COMPUTE, READ)
+        events = connect_scan_tab(tab, service, cases, language, COMPUTE, READ)
         add_api(service, COMPUTE)
 
         words += [*tab.words, *comparison.words]
@@ -72,12 +74,12 @@ def build(service: Service, checker: Any) -> gr.Blocks:
         def translate(page: Page, compared: Comparison | None, tongue: str) -> tuple:
             updates: dict[int, dict] = {key: {} for key in changed}
             for component, name, key in words:
-                text = say(tongue, key)
-                updates[id(component)] |= {"value": f"### {text}"} if name == "title" else {name: text}
+                updates[id(component)] |= translated_word(name, say(tongue, key))
+            told = notice(tongue, service.weights)
             return (
                 *(gr.update(**update) for update in updates.values()),
                 f"# {say(tongue, 'title')}",
-                notice(tongue, service.weights),
+                *(told, told),
                 describe(tongue),
                 *translate_comparison(compared, tongue),
                 *events.translate(page, tongue),
@@ -87,17 +89,25 @@ def build(service: Service, checker: Any) -> gr.Blocks:
             translate,
             [tab.page, comparison.compared, language],
             [
-                *changed.values(), title, banner, about, *comparison.states, comparison.changes,
-                tab.readout, tab.findings, tab.similar, tab.state,
+                *changed.values(), title, banner, again, about, *comparison.states, comparison.changes,
+                tab.cases, tab.trouble, tab.series, tab.bar, tab.readout, tab.findings, tab.similar, tab.state,
             ],
             show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
         started = demo.load(preferred_language, None, language, api_visibility="private", show_progress="hidden")
         for event in (started, translated):
-            event.success(None, [tab.state], None, js=SHOW, api_visibility="private")
             event.success(None, comparison.states, None, js=SHOW_BOTH, api_visibility="private")
+        translated.success(None, [tab.state], None, js=SHOW, api_visibility="private")
+        restore_scan(tab, events, started, language, COMPUTE, READ)
     return demo
+
+
+def translated_word(name: str, text: str) -> dict[str, str]:
+    """The property of a component that a text of texts.py becomes."""
+    if name == "heading":
+        return {"value": f"<h2>{text}</h2>"}
+    return {"value": f"### {text}"} if name == "title" else {name: text}
 
 
 TABS = ("scan", "compare", "report", "about")

@@ -5,13 +5,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from analysis import Analysis, Change, Finding, compare
 from api import paths_of
+from cases import Case
 from exports import write_overlay, write_view
 from service import Service
 from texts import name_finding, say
@@ -22,7 +22,8 @@ SHOW_BOTH = f"""async (prior, current) => {{
   {WAIT_FOR_VIEWER}
   await window.ctfmShow('viewer-prior', prior);
   await window.ctfmShow('viewer-current', current);
-  window.ctfmLink('viewer-prior', 'viewer-current');
+  const same = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]];
+  window.ctfmLink('viewer-prior', 'viewer-current', [same, same]);
 }}"""
 
 
@@ -58,7 +59,7 @@ class CompareTab:
     words: list[tuple[Any, str, str]]
 
 
-def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Radio, limit: dict) -> CompareTab:
+def add_compare_tab(service: Service, pair: dict[str, Case], language: gr.Radio, limit: dict) -> CompareTab:
     compared = gr.State(None)
     states = [gr.JSON(viewer_state("en"), visible=False) for _ in range(2)]
     with gr.Row():
@@ -66,7 +67,7 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
         current = gr.File(label=say("en", "current"), file_count="multiple", height=130, elem_id="current")
     with gr.Row():
         button = gr.Button(say("en", "compare"), variant="primary", elem_id="compare")
-        example = gr.Button(say("en", "example_pair"), visible=len(examples) == 2, elem_id="example-pair")
+        example = gr.Button(say("en", "example_pair"), visible=len(pair) == 2, elem_id="example-pair")
     with gr.Row():
         with gr.Column(min_width=300):
             prior_title = gr.Markdown(f"### {say('en', 'prior')}")
@@ -112,7 +113,7 @@ def add_compare_tab(service: Service, examples: dict[str, Path], language: gr.Ra
         return None, None, *compare_paths(paths_of(first), paths_of(second), tongue, progress, keep=False)
 
     def compare_examples(tongue, progress=gr.Progress()):  # noqa: B008
-        earlier, now = ([str(examples[name])] for name in ("example_prior", "example"))
+        earlier, now = ([str(pair[name].wait())] for name in ("earlier", "effusion"))
         return compare_paths(earlier, now, tongue, progress, keep=True)
 
     settings: dict[str, Any] = {"show_progress_on": changes, "api_visibility": "private", **limit}

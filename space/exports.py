@@ -48,6 +48,13 @@ def write_picture(picture: Any, made: Path) -> str:
     return str(path)
 
 
+def write_thumbnail(scan: Scan, weights: Weights, made: Path) -> str:
+    """The middle of a scan in three planes, small; its path."""
+    drawing = weights.drawing
+    small = shrink(scan.volume, 2_000_000)
+    return write_picture(drawing.draw_planes(small, drawing.INTENSITY_WINDOWS["mediastinum"], height=120), made)
+
+
 def write_overlay(scan: Scan, cells: Tensor, level: float, top: float, weights: Weights, made: Path) -> dict[str, Any]:
     """A map as the viewer shows it: in the scan's own millimetres, on fewer voxels, 0 outside the body.
 

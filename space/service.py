@@ -32,22 +32,24 @@ class Service:
     def receive(self, paths: Sequence[str], keep: bool = False) -> Upload:
         return take(paths, self.work, keep)
 
-    def read(self, upload: Upload, number: int | None = None) -> tuple[Scan | None, bool]:
+    def read(self, upload: Upload, number: int | None = None, keeps_upload: bool = False) -> tuple[Scan | None, bool]:
         """The scan of an upload, and whether it was in memory already; None where a series has to be chosen.
 
-        The files are deleted unless they are needed for that choice.
+        The files are deleted unless they are needed for that choice, or for another one (`keeps_upload`).
 
         Raises:
             UploadError: it cannot be read; its files are gone then, too.
         """
         scan = self.cache.get(scan_key(upload, number))
         if scan is not None:
-            upload.delete()
+            if not keeps_upload and not upload.series:
+                upload.delete()
             return scan, True
         try:
             scan = read_scan(upload, number, self.weights.volume, time.perf_counter)
         except UploadError:
-            upload.delete()
+            if not keeps_upload:
+                upload.delete()
             raise
         if scan is None:
             return None, False

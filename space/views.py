@@ -6,36 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Analysis, Answer, Change, Finding, Place, Similar
+from cases import Case
 from exports import scan_facts
 from loading import Weights
 from texts import name_finding, say
-from uploads import Scan, Series
+from uploads import Scan, Series, UploadError
 
 # Gradio adds the page's own scripts without waiting for them: on a slow line the first state comes before viewer.js.
 WAIT_FOR_VIEWER = "while (!window.ctfmShow) await new Promise((go) => setTimeout(go, 50));"
 VIEWER_WORDS = (
-    "viewer",
-    "viewer_help",
-    "viewer_loading",
-    "viewer_empty",
-    "viewer_failed",
-    "viewer_plain",
-    "window",
-    "window_lung",
-    "window_mediastinum",
-    "window_bone",
-    "window_liver",
-    "window_brain",
-    "layout",
-    "layout_planes",
-    "layout_axial",
-    "layout_coronal",
-    "layout_sagittal",
-    "layout_render",
-    "opacity",
-    "crosshair",
-    "no_map",
-    "map_of",
+    *("viewer", "viewer_help", "viewer_keys", "viewer_loading", "viewer_empty", "viewer_failed", "viewer_plain"),
+    *(
+        "viewer_level",
+        "viewer_width",
+        "viewer_slice",
+        "viewer_opacity",
+        "viewer_only_above",
+        "viewer_unit",
+        "no_map",
+        "map_of",
+    ),
+    *("window", "window_lung", "window_mediastinum", "window_bone", "window_liver", "window_brain"),
+    *("layout", "layout_planes", "layout_axial", "layout_coronal", "layout_sagittal", "layout_render"),
+    *("tool", "tool_point", "tool_pan", "tool_ruler", "tool_region"),
+    *("view", "view_crosshair", "view_closer", "view_further", "view_reset"),
+    *("surface", "surface_bone", "surface_soft", "surface_lung"),
 )
 
 
@@ -53,10 +48,11 @@ def viewer_state(
 ) -> dict[str, Any]:
     """What static/viewer.js shows: a scan (`write_view`), a map over it (`write_overlay`), where the crosshair goes."""
     labels = {"code": language} | {key: say(language, key) for key in VIEWER_WORDS}
-    state: dict[str, Any] = {"scan": None, "map": None, "mm": None, "reduced": "", "labels": labels}
+    state: dict[str, Any] = {"scan": None, "map": None, "mm": None, "reduced": "", "slice_factor": 1, "labels": labels}
     if view is None:
         return state
     state["scan"] = url_of(view["scan"])
+    state["slice_factor"] = view["reduced"][0]
     if max(view["reduced"]) > 1:
         state["reduced"] = say(language, "viewer_reduced", " × ".join(map(str, view["reduced"])))
     state["mm"] = None if mm is None else list(mm)
@@ -81,7 +77,7 @@ def notice(language: str, weights: Weights) -> str:
 def readout(language: str, scan: Scan | None, seen: bool = False) -> str:
     """What was read, checked and repaired."""
     if scan is None:
-        return f'<p class="quiet">{say(language, "waiting")}</p>'
+        return ""
     facts, source = scan_facts(scan), scan.volume.source
     by = " × ".join
     geometry = (
@@ -114,6 +110,21 @@ def readout(language: str, scan: Scan | None, seen: bool = False) -> str:
     return f'<table class="facts"><caption>{say(language, "readout")} <small>({took})</small></caption>{body}</table>'
 
 
+def scan_bar(language: str, scan: Scan, title: str = "") -> str:
+    """One line that names what is open, without a name or a date."""
+    facts = scan_facts(scan)
+    by = " × ".join
+    parts = [
+        f"<strong>{escape(title or say(language, 'a_scan'))}</strong>",
+        f"{by(map(str, facts['shape']))} {say(language, 'voxels')}",
+        f"{by(f'{s:.3g}' for s in facts['spacing_mm'])} mm",
+        facts["kind"].upper(),
+    ]
+    if facts["warnings"]:
+        parts.append(say(language, "num_warnings", len(facts["warnings"])))
+    return f'<p class="open">{" · ".join(parts)}</p>'
+
+
 def describe_series(language: str, series: Series) -> str:
     """A choice in the list of series, without its number in the hospital."""
     count, rows, columns = series.shape
@@ -126,6 +137,52 @@ def describe_series(language: str, series: Series) -> str:
         contrast,
     ]
     return ", ".join(filter(None, parts))
+
+
+def series_cards(language: str, listed: Sequence[Series], pictures: Mapping[int, str], chosen: int | None) -> str:
+    """The series of an upload, by patient, each a button with its picture; `pictures` holds those that were drawn."""
+    if not listed:
+        return ""
+    patients = list(dict.fromkeys(series.patient for series in listed))
+    parts = [f'<p class="choose" role="status">{say(language, "choose_series")}</p>'] if chosen is None else []
+    for number, patient in enumerate(patients, 1):
+        if len(patients) > 1:
+            parts.append(f"<h3>{say(language, 'patient', number)}</h3>")
+        own = [(n, series) for n, series in enumerate(listed) if series.patient == patient]
+        cards = "".join(series_card(language, series, n, pictures.get(n), n == chosen) for n, series in own)
+        parts.append(f'<div class="cards">{cards}</div>')
+    return "".join(parts)
+
+
+def series_card(language: str, series: Series, number: int, picture: str | None, is_chosen: bool) -> str:
+    image = (
+        f'<img src="{escape(url_of(picture))}" alt="">' if picture else '<span class="blank" aria-hidden="true"></span>'
+    )
+    return (
+        f'<button type=button data-series="{number}" aria-pressed="{str(is_chosen).lower()}">{image}'
+        f"<span>{escape(describe_series(language, series))}</span></button>"
+    )
+
+
+def case_cards(language: str, cases: Sequence[Case]) -> str:
+    """The example cases: what is known of each, and a picture where it was drawn already."""
+    cards = []
+    for case in cases:
+        image = f'<img src="{escape(url_of(case.picture))}" alt="">'
+        known = ", ".join(name_finding(language, label) for label in case.findings) or say(language, "no_findings")
+        cards.append(
+            f'<button type=button data-case="{case.key}">{image}<span><strong>{say(language, f"case_{case.key}")}</strong>'
+            f"<small>{say(language, 'truth')}: {escape(known)}</small></span></button>"
+        )
+    return f'<div class="cards cases">{"".join(cards)}</div>'
+
+
+def trouble(language: str, error: UploadError) -> str:
+    """Why an upload was refused, where one looks for what it gives."""
+    return (
+        f'<div class="trouble" role="alert"><strong>{say(language, "error")}</strong>'
+        f"<p>{say(language, error.key)} {escape(error.detail)}</p></div>"
+    )
 
 
 def describe_place(language: str, place: Place) -> str:
@@ -227,6 +284,8 @@ LEVELS = ("lower", "middle", "upper")
 def finding_row(language: str, finding: Finding, weights: Weights, is_chosen: bool, truth: Sequence[str] | None) -> str:
     name = name_finding(language, finding.label)
     place = "" if finding.place is None else f"<br>{describe_place(language, finding.place)}"
+    if finding.place is None and finding.verdict != "absent":
+        place = f"<br><small>{say(language, 'no_place')}</small>"
     measured = "" if finding.auroc is None else f"<br><small>{describe_auroc(language, finding.auroc, weights)}</small>"
     button = (
         f'<button type=button data-finding="{escape(finding.label)}" aria-pressed="{str(is_chosen).lower()}" '
@@ -259,7 +318,8 @@ def describe_probability(language: str, finding: Finding) -> str:
         band = f'<b style="left:{low:.0f}%;width:{high - low:.0f}%"></b>'
     shown = show_share(value, finding.absent_below, finding.present_above)
     bar = f'<span class="bar" aria-hidden="true">{band}<i style="width:{100 * value:.0f}%"></i></span>'
-    return f"{bar} {shown}<br><small>{say(language, 'interval')} {show_interval(*finding.interval)}</small>"
+    interval = f"{say(language, 'interval')} {show_interval(*finding.interval)}"
+    return f"<span class=line>{bar} {shown}</span><br><small>{interval}</small>"
 
 
 def describe_thresholds(language: str, finding: Finding) -> str:
@@ -295,7 +355,7 @@ def show_share(value: float | None, *thresholds: float | None) -> str:
 
 def show_interval(low: float | None, high: float | None) -> str:
     ends = dict.fromkeys((show_share(low), show_share(high)))
-    return " – ".join(ends)
+    return " – ".join(end.replace(" ", "&nbsp;") for end in ends)
 
 
 def show_metric(metric: Mapping[str, float]) -> str:

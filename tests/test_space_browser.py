@@ -1,5 +1,6 @@
 """The page in headless Chromium: what a visitor does, at a desk with NiiVue and on a phone with the plain viewer."""
 
+import base64
 import gzip
 import io
 import json
@@ -93,7 +94,6 @@ def looked(request: pytest.FixtureRequest, browser: Any, space: Space, study: Pa
         visited = visit(browser, space, (390, 844), is_plain=True)
     upload(visited.page, study)
     visited.page.wait_for_selector("#viewer[data-mm]")
-    visited.page.click("#analyse")
     wait_for_map(visited.page, "Pleural effusion")
     yield visited
     assert visited.strangers == []
@@ -115,9 +115,29 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study(tmp_path_factory.mktemp("study") / f"{SECRET}.zip")
 
 
-def upload(page: Any, *paths: Path) -> None:
-    page.set_input_files("#files input[type=file]", [str(path) for path in paths])
-    page.wait_for_selector("#readout table")
+def leave_scan(page: Any) -> None:
+    """Back to the first screen, where a scan is open."""
+    if page.is_visible("#other"):
+        page.click("#other")
+        page.locator("#start").wait_for()
+
+
+def upload(page: Any, *paths: Path, box: str = "#files") -> None:
+    """From whatever the page shows: an upload that was read has shrunk to a bar."""
+    leave_scan(page)
+    page.set_input_files(f"{box} input[type=file]", [str(path) for path in paths])
+
+
+def wait_for_bar(page: Any, slices: int) -> None:
+    """Until the page says what is open: a scan of so many slices."""
+    page.wait_for_selector(f"#bar p:has-text('{slices} × 48 × 40')")
+
+
+def open_box(page: Any, name: str) -> None:
+    """Unfolds what lies folded under the findings."""
+    button = page.locator(f"#{name} > button")
+    if "open" not in (button.get_attribute("class") or "").split():
+        button.click()
 
 
 def wait_for_map(page: Any, name: str) -> None:
@@ -165,9 +185,12 @@ def set_opacity(page: Any, percent: int) -> None:
 # ---- a scan that was analysed ----
 
 
-def test_an_upload_becomes_a_readout_and_a_sorted_table_of_findings(looked: Visit) -> None:
+def test_an_upload_shrinks_to_a_bar_and_becomes_a_readout_and_a_sorted_table_of_findings(looked: Visit) -> None:
     page = looked.page
-    assert "20 × 48 × 40" in page.inner_text("#readout")
+    assert "20 × 48 × 40" in page.inner_text("#bar")
+    assert not page.is_visible("#files")
+    open_box(page, "readout-box")
+    page.wait_for_selector("#readout:has-text('20 × 48 × 40')")
     rows = page.locator("#findings tbody tr").all_inner_texts()
     assert len(rows) == 3
     shares = [int(re.search(r"(\d+) %", row)[1]) for row in rows]  # type: ignore[index]
@@ -203,7 +226,7 @@ def test_every_window_and_every_layout_is_another_picture(looked: Visit, kind: s
         names.remove("render")  # the plain viewer has none
     last = picture(page)
     for name in [*names, first]:
-        button = page.locator(f"#viewer button[data-name={name}]")
+        button = page.locator(f"#viewer [data-group={kind}] button[data-name={name}]")
         button.click()
         assert button.get_attribute("aria-pressed") == "true"
         shown = picture(page)
@@ -239,15 +262,18 @@ def test_a_question_is_answered_with_its_rank_and_has_a_map_where_it_fits(looked
 
 def test_similar_scans_show_their_pictures_and_the_features_are_drawn(looked: Visit) -> None:
     page = looked.page
+    open_box(page, "similar-box")
     pictures = page.locator("#similar img")
     assert pictures.count() == 3
     pictures.first.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('#similar img').naturalWidth > 0")
+    open_box(page, "components-box")
     page.click("#draw")
     page.wait_for_function("(document.querySelector('#components img') || {}).naturalWidth > 0")
 
 
 def test_findings_are_downloaded_without_a_name(looked: Visit) -> None:
+    open_box(looked.page, "downloads")
     with looked.page.expect_download() as started:
         looked.page.click("#download_json")
     text = Path(started.value.path()).read_text()
@@ -296,7 +322,9 @@ def test_a_script_that_comes_late_is_waited_for(browser: Any, space: Space, scri
     page, held = context.new_page(), []
     page.route(f"**/{script}", lambda route: held.append(route))
     page.goto(space.url, timeout=PATIENCE_MS)
-    page.get_by_text(TEXTS["notice"][1]).wait_for()  # what the server sent when the page opened is there
+    page.locator("#notice").get_by_text(
+        TEXTS["notice"][1]
+    ).wait_for()  # what the server sent when the page opened is there
     assert page.locator("#viewer .help").count() == 0
     held[0].continue_()
     page.wait_for_function("(document.querySelector('#viewer .help') || {}).textContent")
@@ -336,7 +364,7 @@ def test_the_browser_lets_go_of_the_scans_before(browser: Any, space: Space, tmp
         path = tmp_path / f"{number}.nii.gz"
         Volume(hu=hu + np.int16(number), affine=canonical_affine((5.0, 2.5, 2.5))).to_nifti(path)
         before = page.get_attribute("#viewer", "data-shown")
-        page.set_input_files("#files input[type=file]", str(path))
+        upload(page, path)
         page.wait_for_function(
             """before => {
               const shown = document.querySelector('#viewer').dataset.shown;
@@ -344,6 +372,7 @@ def test_the_browser_lets_go_of_the_scans_before(browser: Any, space: Space, tmp
             }""",
             arg=before,
         )
+        page.click("#viewer button[data-name=axial]")  # a processor draws one slice sooner than the rendering
         measure.send("HeapProfiler.collectGarbage")
         held.append(measure.send("Runtime.getHeapUsage")["backingStorageSize"])
     assert held[-1] - held[2] < 2 * hu.nbytes  # of nine more
@@ -352,42 +381,94 @@ def test_the_browser_lets_go_of_the_scans_before(browser: Any, space: Space, tmp
 
 def test_bad_input_is_told_and_the_next_upload_works(fresh: Visit, study: Path, tmp_path: Path) -> None:
     page = fresh.page
-    page.set_input_files("#files input[type=file]", str(letter(tmp_path, SECRET)))
-    toast = page.locator(".toast-body")
-    toast.wait_for()
-    assert TEXTS[HOSTILE[letter][0]][0] in toast.inner_text()
-    assert SECRET not in toast.inner_text()
+    upload(page, letter(tmp_path, SECRET))
+    page.wait_for_selector("#trouble .trouble")
+    told = page.inner_text("#trouble")
+    assert TEXTS[HOSTILE[letter][0]][0] in told
+    assert SECRET not in told
     page.locator("#files").get_by_text(SECRET).wait_for(state="detached")  # or it would be sent again beside the next
     upload(page, study)
-    assert "20 × 48 × 40" in page.inner_text("#readout")
+    wait_for_bar(page, 20)
+    assert not page.is_visible("#trouble")
+
+
+def test_a_scan_that_is_refused_takes_the_one_before_off_the_page(
+    fresh: Visit, space: Space, study: Path, tmp_path: Path
+) -> None:
+    page = fresh.page
+    upload(page, study)
+    page.wait_for_selector("#findings table")
+    upload(page, letter(tmp_path, SECRET))
+    page.wait_for_selector("#trouble .trouble")
+    assert not page.is_visible("#workspace")
+    assert page.locator("#findings table").count() == 0
+    assert page.get_attribute("#viewer", "data-mm") is None
+
+
+def test_an_example_opens_with_one_click_and_says_whether_the_model_is_right(fresh: Visit) -> None:
+    page = fresh.page
+    leave_scan(page)
+    assert page.locator("#cases button").count() == 6
+    page.click("button[data-case=effusion]")
+    page.wait_for_selector(f"#bar p:has-text('{TEXTS['case_effusion'][0]}')")
+    page.wait_for_selector(f"#findings td:has-text('{TEXTS['drawn'][0]}')")
+
+
+def test_a_page_that_is_loaded_again_shows_the_scan_that_was_open(browser: Any, space: Space, study: Path) -> None:
+    visited = visit(browser, space, (1280, 900), is_plain=True)
+    upload(visited.page, study)
+    visited.page.wait_for_selector("#findings table")
+    before = visited.page.locator("#findings tbody tr").all_inner_texts()
+    visited.page.reload()
+    visited.page.wait_for_selector("#findings table")
+    wait_for_bar(visited.page, 20)
+    assert visited.page.locator("#findings tbody tr").all_inner_texts() == before
+    wait_for_scan(visited.page, space, (40, 48, 20))
+    assert visited.errors == []
+    visited.page.context.close()
+
+
+def test_a_drop_anywhere_on_the_page_is_an_upload(fresh: Visit, tmp_path: Path) -> None:
+    page = fresh.page
+    leave_scan(page)
+    content = base64.b64encode(write_study(tmp_path / "study.zip", seeds=(4,)).read_bytes()).decode()
+    page.evaluate(
+        """content => {
+          const transfer = new DataTransfer();
+          const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+          transfer.items.add(new File([bytes], 'study.zip', {type: 'application/zip'}));
+          document.querySelector('h1').dispatchEvent(
+            new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        content,
+    )
+    wait_for_bar(page, 24)
 
 
 def test_several_series_are_a_list_to_choose_from(fresh: Visit, tmp_path: Path) -> None:
     page = fresh.page
-    page.set_input_files("#files input[type=file]", str(write_study(tmp_path / f"{SECRET}.zip", seeds=(0, 1))))
-    page.wait_for_selector("#readout .choose")
-    assert page.is_disabled("#analyse")
-    page.click("#series input")
-    choices = page.get_by_role("option").all_inner_texts()
+    upload(page, write_study(tmp_path / f"{SECRET}.zip", seeds=(0, 1)))
+    page.wait_for_selector("#series .choose")
+    assert not page.is_visible("#workspace")
+    page.wait_for_function("document.querySelectorAll('#series img').length === 2")
+    choices = page.locator("#series button").all_inner_texts()
     assert len(choices) == 2
     assert all(SECRET not in choice for choice in choices)
-    page.get_by_role("option").filter(has_text="21").click()
-    page.wait_for_selector("#readout table")
-    assert "21 × 48 × 40" in page.inner_text("#readout")
+    page.locator("#series button").filter(has_text="21").click()
+    wait_for_bar(page, 21)
 
 
-def test_a_folder_that_is_dropped_is_read(fresh: Visit, tmp_path: Path) -> None:
+def test_a_folder_is_read(fresh: Visit, tmp_path: Path) -> None:
     write_study(tmp_path / "study.zip", seeds=(2,))
-    fresh.page.set_input_files("#folder input[type=file]", str(tmp_path / "study-2"))
-    fresh.page.wait_for_selector("#readout table:has-text('22 × 48 × 40')")
+    upload(fresh.page, tmp_path / "study-2", box="#folder")
+    wait_for_bar(fresh.page, 22)
 
 
 def test_the_page_is_usable_while_it_computes(fresh: Visit, space: Space, tmp_path: Path) -> None:
     page = fresh.page
-    page.set_input_files("#files input[type=file]", str(write_study(tmp_path / "study.zip", seeds=(3,))))
-    page.wait_for_selector("#readout table:has-text('23 × 48 × 40')")
     with hold(space, "analyse") as begun:
-        page.click("#analyse")
+        upload(page, write_study(tmp_path / "study.zip", seeds=(3,)))
+        wait_for_bar(page, 23)
         begun()
         page.get_by_role("tab", name=TEXTS["tab_about"][0]).click()
         page.get_by_text("gradio_client").first.wait_for()
@@ -403,17 +484,13 @@ def test_a_scan_that_is_opened_while_another_is_read_or_computed_takes_its_place
     for seed, name in ((4, "view"), (1, "analyse")):
         with hold(space, name) as begun:
             other = write_study(tmp_path / f"other{seed}.zip", seeds=(seed,))
-            page.set_input_files("#files input[type=file]", str(other))
-            page.wait_for_selector(f"#readout table:has-text('{20 + seed} × 48 × 40')")
-            page.locator("#files").get_by_text("other").wait_for(state="detached")
-            if name == "analyse":
-                page.click("#analyse")
+            upload(page, other)
+            wait_for_bar(page, 20 + seed)
             begun()
-            page.set_input_files("#files input[type=file]", str(study))
-            page.wait_for_selector("#readout table:has-text('20 × 48 × 40')")
+            upload(page, study)
+            wait_for_bar(page, 20)
             assert page.locator("#findings table").count() == 0
         wait_for_scan(page, space, shape)
-        page.click("#analyse")
         page.wait_for_selector("#findings table")
         rows.append(page.locator("#findings tbody tr").all_inner_texts())
         assert shape_in_viewer(page, space) == shape
@@ -446,11 +523,11 @@ def test_two_examples_are_compared(fresh: Visit) -> None:
 def test_a_dutch_browser_gets_a_dutch_page(fresh: Visit) -> None:
     page = fresh.page
     page.get_by_label("Nederlands").click()
-    page.get_by_text(TEXTS["notice"][1]).wait_for()
+    page.locator("#notice").get_by_text(TEXTS["notice"][1]).wait_for()
     assert page.get_by_role("tab", name=TEXTS["tab_report"][1]).is_visible()
     page.wait_for_selector(f"#findings caption:has-text('{TEXTS['findings'][1]}')")
     page.get_by_role("tab", name=TEXTS["tab_compare"][1]).click()
     page.wait_for_selector(f"#changes caption:has-text('{TEXTS['changes'][1]}')")
-    page.wait_for_selector(f"#viewer-prior .help:has-text('{TEXTS['viewer_help'][1][:20]}')")
+    page.wait_for_selector(f"#viewer-prior summary:has-text('{TEXTS['viewer_keys'][1]}')")
     page.get_by_role("tab", name=TEXTS["tab_scan"][1]).click()
     page.wait_for_function("document.documentElement.lang === 'nl'")

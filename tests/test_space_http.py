@@ -202,7 +202,7 @@ def test_ten_hostile_uploads_at_once_are_refused_with_their_reasons_and_it_goes_
 @pytest.mark.parametrize("named", [str, lambda path: {"path": path}, lambda path: f"{path}/../../space/app.py"])
 def test_a_path_on_the_server_is_no_upload(named: Callable[[str], object], space: Space) -> None:
     """A client may write any path into the JSON, and what the Space takes it moves and deletes."""
-    example = space.checkpoint.parent / "space" / "examples" / "chest.zip"
+    example = space.checkpoint.parent / "space" / "examples" / "effusion.zip"
     for function in ("find", "inspect_scan"):
         told = outcome(space, function, [named(str(example))], -1)
         assert told.startswith("event: error"), told

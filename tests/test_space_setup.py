@@ -83,7 +83,7 @@ def planned(target: str, checkpoint: Path) -> list[str]:
     """The programs that `make` would start, whether or not it would install them before."""
     command = ["make", "--dry-run", target, "SPACE=yes", f"CHECKPOINT={checkpoint}"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    started = [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith(".venv/bin/python")]
+    started = re.findall(r"(?:^|; )\.venv/bin/python ([^&;\n]+)", said, re.MULTILINE)
     return [program for program in started if not program.startswith("-m pip ")]
 
 
@@ -91,8 +91,8 @@ def planned(target: str, checkpoint: Path) -> list[str]:
 def test_where_there_is_a_checkpoint_make_opens_the_space(target: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     programs = [program.strip() for program in planned(target, tmp_path)]
-    gallery = [f"-m ctfm gallery --checkpoint {tmp_path}"]
-    assert programs == [*["-m ctfm demo"] * (target == "demo"), *gallery, "space/fetch_viewer.py", "space/app.py"]
+    beside = [f"-m ctfm gallery --checkpoint {tmp_path}", "space/app.py"]
+    assert programs == [*["-m ctfm demo"] * (target == "demo"), "space/fetch_viewer.py", *beside]
 
 
 def test_where_there_is_none_make_demo_ends_without_the_space(tmp_path: Path) -> None:

@@ -65,12 +65,19 @@ class PlainVolume {
 class PlainBackend {
   // columns and rows of a plane in voxel axes (x to the left, y to the back, z to the head); z is drawn head up
   static PLANES = { axial: [0, 1, 2], coronal: [0, 2, 1], sagittal: [1, 2, 0] };
+  static LETTERS = { axial: "RLAP", coronal: "RLSI", sagittal: "APSI" }; // left, right, top, bottom of the picture
+  static gradient = "linear-gradient(90deg, rgb(76, 0, 89), rgb(178, 0, 45), rgb(255, 64, 22), rgb(255, 255, 0))";
 
-  constructor(canvas, onMove) {
-    Object.assign(this, { canvas, onMove, scan: null, map: null, alpha: 0.55, name: "planes", tiles: [], linked: [] });
+  constructor(canvas, onMove, onMeasure) {
+    Object.assign(this, {
+      canvas, onMove, onMeasure, scan: null, map: null, alpha: 0.55, name: "planes", tiles: [], mode: "point", drag: null,
+      isCrosshairShown: true, scale: 1, shift: [0, 0],
+    });
     this.ready = Promise.resolve();
-    canvas.addEventListener("pointerdown", (event) => this.click(event));
-    canvas.addEventListener("pointermove", (event) => event.buttons && this.click(event));
+    canvas.addEventListener("pointerdown", (event) => this.down(event));
+    canvas.addEventListener("pointermove", (event) => this.move(event));
+    canvas.addEventListener("pointerup", (event) => this.up(event));
+    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
@@ -79,31 +86,48 @@ class PlainBackend {
     this.scan = await PlainVolume.fetch(url);
     this.map = null;
     this.intensityWindow = intensityWindow;
-    this.place(this.scan.size.map((size) => Math.floor(size / 2)));
+    this.reset();
   }
 
-  async overlay(map, opacity) {
-    this.map = map && { volume: await PlainVolume.fetch(map.url), low: map.low, high: map.high };
+  async overlay(map, opacity, level) {
+    this.map = map && { volume: await PlainVolume.fetch(map.url), low: level, high: map.high };
     this.alpha = opacity;
     this.draw();
   }
 
   window(limits) { this.intensityWindow = limits; this.draw(); }
   opacity(value) { this.alpha = value; this.draw(); }
+  level(value) { if (this.map) this.map.low = value; this.draw(); }
   layout(name) { this.name = name === "render" ? "planes" : name; this.draw(); }
+  tool(name) { this.mode = name; }
+  crosshair(isShown) { this.isCrosshairShown = isShown; this.draw(); }
+  zoom(factor) { this.scale = Math.min(16, Math.max(1, this.scale * factor)); this.draw(); }
   step() { return this.scan.spacing; }
-  link(other) { this.linked.push(other); }
 
-  goto(mm, isEcho = false) {
-    this.place(PlainVolume.apply(this.scan.inverse, mm), isEcho);
+  reset() {
+    Object.assign(this, { scale: 1, shift: [0, 0], drag: null });
+    this.place(this.scan.size.map((size) => Math.floor(size / 2)));
   }
 
-  place(voxel, isEcho = false) {
+  goto(mm) { this.place(PlainVolume.apply(this.scan.inverse, mm)); }
+
+  // Counted along the axes of the patient as NiiVue counts them: from the right, from the back, from the feet.
+  slice(axis) {
+    const count = this.scan.size[axis];
+    return [axis === 2 ? this.voxel[axis] : count - 1 - this.voxel[axis], count];
+  }
+
+  setSlice(axis, index) {
+    const voxel = [...this.voxel];
+    voxel[axis] = axis === 2 ? index : this.scan.size[axis] - 1 - index;
+    this.place(voxel);
+  }
+
+  place(voxel) {
     this.voxel = voxel.map((value, axis) => Math.min(this.scan.size[axis] - 1, Math.max(0, Math.round(value))));
     const mm = PlainVolume.apply(this.scan.affine, this.voxel);
     this.draw();
     this.onMove(mm, [this.scan.nearest(this.voxel)]);
-    if (!isEcho) for (const other of this.linked) if (other.scan) other.goto(mm, true);
   }
 
   // ---- drawing ----
@@ -122,32 +146,74 @@ class PlainBackend {
       const box = [canvas.width / across, canvas.height / across];
       return this.drawPlane(pen, name, (index % across) * box[0], Math.floor(index / across) * box[1], box);
     });
+    this.drawDrag(pen);
   }
 
   drawPlane(pen, name, left, top, [width, height]) {
     const [across, down, through] = PlainBackend.PLANES[name];
     const { size, spacing } = this.scan;
-    const scale = Math.min(width / (size[across] * spacing[across]), height / (size[down] * spacing[down])) * 0.98;
+    const fit = Math.min(width / (size[across] * spacing[across]), height / (size[down] * spacing[down])) * 0.98;
+    const scale = fit * this.scale;
     const shown = [size[across] * spacing[across] * scale, size[down] * spacing[down] * scale];
     const tile = {
-      across, down, through, left: left + (width - shown[0]) / 2, top: top + (height - shown[1]) / 2, shown, flip: down === 2,
+      across, down, through, shown, flip: down === 2, box: [left, top, width, height], scale,
+      left: left + (width - shown[0]) / 2 + this.shift[0], top: top + (height - shown[1]) / 2 + this.shift[1],
     };
     const picture = new OffscreenCanvas(size[across], size[down]);
     const paper = picture.getContext("2d");
     const image = paper.createImageData(size[across], size[down]);
     this.paint(image.data, tile);
     paper.putImageData(image, 0, 0);
-    pen.drawImage(picture, tile.left, tile.top, ...shown);
-    const at = [(this.voxel[across] + 0.5) / size[across], (this.voxel[down] + 0.5) / size[down]];
-    if (tile.flip) at[1] = 1 - at[1];
-    pen.strokeStyle = "rgba(90, 205, 255, 0.8)";
+    pen.save();
     pen.beginPath();
-    pen.moveTo(tile.left + at[0] * shown[0], tile.top);
-    pen.lineTo(tile.left + at[0] * shown[0], tile.top + shown[1]);
-    pen.moveTo(tile.left, tile.top + at[1] * shown[1]);
-    pen.lineTo(tile.left + shown[0], tile.top + at[1] * shown[1]);
-    pen.stroke();
+    pen.rect(left, top, width, height);
+    pen.clip();
+    pen.drawImage(picture, tile.left, tile.top, ...shown);
+    if (this.isCrosshairShown) {
+      const at = [(this.voxel[across] + 0.5) / size[across], (this.voxel[down] + 0.5) / size[down]];
+      if (tile.flip) at[1] = 1 - at[1];
+      pen.strokeStyle = "rgba(90, 205, 255, 0.8)";
+      pen.beginPath();
+      pen.moveTo(tile.left + at[0] * shown[0], top);
+      pen.lineTo(tile.left + at[0] * shown[0], top + height);
+      pen.moveTo(left, tile.top + at[1] * shown[1]);
+      pen.lineTo(left + width, tile.top + at[1] * shown[1]);
+      pen.stroke();
+    }
+    this.drawLetters(pen, PlainBackend.LETTERS[name], left, top, width, height);
+    pen.restore();
     return tile;
+  }
+
+  drawLetters(pen, letters, left, top, width, height) {
+    pen.font = "600 15px system-ui, sans-serif";
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    const places = [[12, height / 2], [width - 12, height / 2], [width / 2, 13], [width / 2, height - 13]];
+    places.forEach(([x, y], number) => {
+      pen.strokeStyle = "#000";
+      pen.lineWidth = 3;
+      pen.strokeText(letters[number], left + x, top + y);
+      pen.fillStyle = "#ffd95a";
+      pen.fillText(letters[number], left + x, top + y);
+    });
+    pen.lineWidth = 1;
+  }
+
+  drawDrag(pen) {
+    if (!this.drag || (this.mode !== "ruler" && this.mode !== "region")) return;
+    const { from, to } = this.drag;
+    pen.strokeStyle = "#ffd95a";
+    pen.lineWidth = 2;
+    pen.beginPath();
+    if (this.mode === "ruler") {
+      pen.moveTo(...from);
+      pen.lineTo(...to);
+    } else {
+      pen.rect(from[0], from[1], to[0] - from[0], to[1] - from[1]);
+    }
+    pen.stroke();
+    pen.lineWidth = 1;
   }
 
   paint(pixels, { across, down, through, flip }) {
@@ -165,8 +231,9 @@ class PlainBackend {
         let heat = 0;
         if (this.map) {
           const place = PlainVolume.apply(this.map.volume.inverse, PlainVolume.apply(this.scan.affine, voxel));
-          heat = (this.map.volume.linear(place) - this.map.low) / (this.map.high - this.map.low);
-          weight = heat > 0 ? this.alpha : 0;
+          const value = this.map.volume.linear(place);
+          heat = (value - this.map.low) / Math.max(1e-6, this.map.high - this.map.low);
+          weight = value > this.map.low ? this.alpha : 0;
         }
         heat = Math.min(1, Math.max(0, heat));
         pixels[at] = grey * (1 - weight) + weight * 255 * Math.min(1, 0.3 + 1.2 * heat);
@@ -179,31 +246,73 @@ class PlainBackend {
 
   // ---- pointer ----
 
-  find(event) {
+  at(event) {
     const box = this.canvas.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-    const tile = this.tiles.find(
-      (t) => x >= t.left && x < t.left + t.shown[0] && y >= t.top && y < t.top + t.shown[1],
-    );
-    return tile && { tile, part: [(x - tile.left) / tile.shown[0], (y - tile.top) / tile.shown[1]] };
+    return [event.clientX - box.left, event.clientY - box.top];
   }
 
-  click(event) {
-    const found = this.scan && this.find(event);
-    if (!found) return;
-    const { across, down, flip } = found.tile;
+  tileAt([x, y]) {
+    return this.tiles.find(({ box: [left, top, width, height] }) => x >= left && x < left + width && y >= top && y < top + height);
+  }
+
+  // A point of the screen in a tile -> voxel of its plane.
+  voxelAt(tile, [x, y]) {
+    const part = [(x - tile.left) / tile.shown[0], (y - tile.top) / tile.shown[1]];
     const voxel = [...this.voxel];
-    voxel[across] = found.part[0] * this.scan.size[across] - 0.5;
-    voxel[down] = (flip ? 1 - found.part[1] : found.part[1]) * this.scan.size[down] - 0.5;
-    this.place(voxel);
+    voxel[tile.across] = part[0] * this.scan.size[tile.across] - 0.5;
+    voxel[tile.down] = (tile.flip ? 1 - part[1] : part[1]) * this.scan.size[tile.down] - 0.5;
+    return voxel;
+  }
+
+  down(event) {
+    const from = this.at(event);
+    const tile = this.scan && this.tileAt(from);
+    if (!tile) return;
+    const mode = event.button ? "pan" : this.mode;
+    this.drag = { tile, from, to: from, mode, shift: [...this.shift] };
+    if (mode === "point") this.place(this.voxelAt(tile, from));
+    else if (event.pointerType !== "touch") this.canvas.setPointerCapture(event.pointerId);
+  }
+
+  move(event) {
+    if (!this.drag || !event.buttons) return;
+    this.drag.to = this.at(event);
+    const { tile, from, to, mode, shift } = this.drag;
+    if (mode === "point") {
+      if (this.tileAt(to) === tile || event.pointerType !== "touch") this.place(this.voxelAt(tile, to));
+      return;
+    }
+    if (mode === "pan") this.shift = [shift[0] + to[0] - from[0], shift[1] + to[1] - from[1]];
+    this.draw();
+  }
+
+  up() {
+    if (!this.drag) return;
+    const { tile, from, to, mode } = this.drag;
+    if (mode === "ruler") this.onMeasure({ length: Math.hypot(to[0] - from[0], to[1] - from[1]) / tile.scale });
+    if (mode === "region") this.onMeasure(this.region(this.voxelAt(tile, from), this.voxelAt(tile, to), tile));
+    if (mode === "point" || mode === "pan") this.drag = null;
+  }
+
+  region(one, other, { across, down }) {
+    const { size, spacing } = this.scan;
+    const ends = [across, down].map((axis) => [one[axis], other[axis]].sort((a, b) => a - b).map(
+      (value) => Math.min(size[axis] - 1, Math.max(0, Math.round(value))),
+    ));
+    const values = [];
+    const voxel = [...this.voxel];
+    for (voxel[across] = ends[0][0]; voxel[across] <= ends[0][1]; voxel[across]++) {
+      for (voxel[down] = ends[1][0]; voxel[down] <= ends[1][1]; voxel[down]++) values.push(this.scan.nearest(voxel));
+    }
+    return { values, area: values.length * spacing[across] * spacing[down] };
   }
 
   wheel(event) {
-    const found = this.scan && this.find(event);
-    if (!found) return;
+    const tile = this.scan && this.tileAt(this.at(event));
+    if (!tile) return;
     event.preventDefault();
     const voxel = [...this.voxel];
-    voxel[found.tile.through] += Math.sign(event.deltaY) * (found.tile.through === 2 ? -1 : 1);
+    voxel[tile.through] += Math.sign(event.deltaY) * (tile.through === 2 ? -1 : 1);
     this.place(voxel);
   }
 }
