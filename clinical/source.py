@@ -19,7 +19,7 @@ from pydicom.filereader import dcmread
 from pydicom.valuerep import DA, TM
 
 from ..volume_ctfm import GeometryError, Volume, VolumeError, dicom_planes
-from ..volume_dicom_header_ctfm import quiet_pydicom
+from ..volume_dicom_header_ctfm import Slice, quiet_pydicom
 
 NOTICE = "Research only. Not for diagnosis or any decision about a patient."
 MANUFACTURER = "CTFM, research software"
@@ -48,8 +48,7 @@ REQUIRED_EMPTY = (
 REFERENCES = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"),
     *("PositionReferenceIndicator", "Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "SliceThickness", "NumberOfFrames", "SharedFunctionalGroupsSequence"),
-    *("PerFrameFunctionalGroupsSequence", "LossyImageCompression", "LossyImageCompressionRatio"),
+    *("PixelSpacing", "SliceThickness", "NumberOfFrames", "LossyImageCompression", "LossyImageCompressionRatio"),
     "LossyImageCompressionMethod",
 )
 
@@ -65,11 +64,14 @@ class SourceSeries:
     headers: of the files, in the order of their first plane: what places their slices and what refers to them.
     planes: for each slice, or for each frame of the only file, the index of its plane among those of the volume's
         `segmentation_to_source`.
+    places: `(n, 3, 3)` mm, LPS, of the same slices or frames: position of the first voxel, step to the next row, and to the
+        next column.
     identity: `IDENTIFIERS` as the source has them.
     """
 
     headers: tuple[Dataset, ...]
     planes: tuple[int, ...]
+    places: np.ndarray
     identity: Dataset
 
     @property
@@ -146,11 +148,12 @@ def read_source(scan: Path, series_uid: str | None, volume: Volume) -> SourceSer
         headers = tuple(keep(header, REFERENCES) for header in read)
         check_references(headers)
         planes = tuple(plane for _, plane in found)
-        check_places(np.array([one.position for one, _ in found]), planes, volume)
-        return SourceSeries(headers=headers, planes=planes, identity=keep(read[0], IDENTIFIERS))
+        places = place_slices([one for one, _ in found])
+        check_places(places[:, 0], planes, volume)
+        return SourceSeries(headers=headers, planes=planes, places=places, identity=keep(read[0], IDENTIFIERS))
 
 
-def place_frames(header: Dataset, found: Sequence[tuple], volume: Volume) -> SourceSeries:
+def place_frames(header: Dataset, found: Sequence[tuple[Slice, int]], volume: Volume) -> SourceSeries:
     """As `read_source`, of a multi-frame file: its planes in the order of the frames."""
     plane_of = {one.frame: plane for one, plane in found}
     count = int(header.get("NumberOfFrames", 1))
@@ -162,9 +165,44 @@ def place_frames(header: Dataset, found: Sequence[tuple], volume: Volume) -> Sou
         )
     headers = (keep(header, REFERENCES),)
     check_references(headers)
-    check_places(np.array([one.position for one, _ in found]), [plane for _, plane in found], volume)
+    frames = [one for one, _ in sorted(found, key=lambda pair: pair[0].frame)]
+    places = place_slices(frames)
     planes = tuple(plane_of[frame] for frame in range(count))
-    return SourceSeries(headers=headers, planes=planes, identity=keep(header, IDENTIFIERS))
+    check_places(places[:, 0], planes, volume)
+    place_functional_groups(headers[0], frames, volume)
+    return SourceSeries(headers=headers, planes=planes, places=places, identity=keep(header, IDENTIFIERS))
+
+
+def place_functional_groups(header: Dataset, frames: Sequence[Slice], volume: Volume) -> None:
+    """Where the frames lie, as highdicom looks for it: what is the same for all of them in the shared groups. The groups of the
+    file may have it elsewhere, and hold more than objects need."""
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing = list(frames[0].pixel_spacing)
+    thickness = frames[0].facts["thickness"]
+    measures.SliceThickness = thickness or f"{np.linalg.norm(volume.source_affine[:3, 0]):.6g}"  # type: ignore[index]
+    orientation.ImageOrientationPatient = [f"{part:.12g}" for part in frames[0].orientation]
+    shared = Dataset()
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    header.SharedFunctionalGroupsSequence, header.PerFrameFunctionalGroupsSequence = [shared], []
+    for frame in frames:
+        position, groups = Dataset(), Dataset()
+        position.ImagePositionPatient = [f"{place:.12g}" for place in frame.position]
+        groups.PlanePositionSequence = [position]
+        header.PerFrameFunctionalGroupsSequence.append(groups)
+
+
+def place_slices(slices: Sequence[Slice]) -> np.ndarray:
+    """See `SourceSeries.places`."""
+    return np.array(
+        [
+            (
+                one.position,
+                np.array(one.orientation[3:]) * one.pixel_spacing[0],
+                np.array(one.orientation[:3]) * one.pixel_spacing[1],
+            )
+            for one in slices
+        ]
+    )
 
 
 def keep(header: Dataset, keywords: Sequence[str]) -> Dataset:

@@ -11,10 +11,12 @@ from typing import Any
 import highdicom
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from ctfm import CTFMForSemanticSegmentation, CTFMImageProcessor, read_volume
 from ctfm.__main__ import main
 from ctfm.clinical.codes import FINDINGS, GATE, STRUCTURES, VERDICT, finding_code, private_value, structure_code
+from ctfm.clinical.contours import make_structure_set, trace_outlines
 from ctfm.clinical.measurement_report import make_report
 from ctfm.clinical.results import Results, collect_results
 from ctfm.clinical.segmentation_object import make_segmentation, write_object
@@ -27,6 +29,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr._concepts_dict import concepts
 from pydicom.sr.codedict import codes
+from pydicom.uid import EnhancedCTImageStorage
 
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 from tests.test_segment_command import NAMES, by_threshold, oblique_affine, tilted_affine
@@ -139,6 +142,37 @@ def test_structures_are_coded_and_numbered_without_a_gap(tmp_path: Path) -> None
     assert back.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99CTFM"
 
 
+def test_a_multi_frame_file_is_referred_to_by_its_frames(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan", slices=8)
+    order = [5, 2, 7, 0, 3, 6, 1, 4]
+    slices = [dcmread(scan / f"slice{index:04d}.dcm") for index in order]
+    enhanced = slices[0]
+    enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    enhanced.NumberOfFrames = len(slices)
+    enhanced.PixelData = b"".join(one.PixelData for one in slices)
+    frames = []
+    for one in slices:
+        groups = Dataset()
+        groups.PlanePositionSequence, groups.PlaneOrientationSequence = [Dataset()], [Dataset()]
+        groups.PixelMeasuresSequence = [Dataset()]
+        groups.PlanePositionSequence[0].ImagePositionPatient = one.ImagePositionPatient
+        groups.PlaneOrientationSequence[0].ImageOrientationPatient = one.ImageOrientationPatient
+        groups.PixelMeasuresSequence[0].PixelSpacing = one.PixelSpacing
+        groups.PixelMeasuresSequence[0].SliceThickness = one.SliceThickness
+        frames.append(groups)
+    enhanced.PerFrameFunctionalGroupsSequence = frames
+    enhanced.SharedFunctionalGroupsSequence = [Dataset()]
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(enhanced, keyword)
+    enhanced.save_as(tmp_path / "enhanced.dcm", enforce_file_format=True)
+    _, source, made = make(tmp_path / "enhanced.dcm")
+    assert source.planes == tuple(order)
+    back = read_back(made, tmp_path / "seg.dcm")
+    found = back.get_pixels_by_source_frame(enhanced.SOPInstanceUID, range(1, 9), combine_segments=True)
+    np.testing.assert_array_equal(found, by_threshold(phantom_hu((8, 48, 40)))[order])
+    check_by_dciodvfy(tmp_path / "seg.dcm")
+
+
 @pytest.mark.parametrize("missing", ["FrameOfReferenceUID", "SOPInstanceUID", "StudyInstanceUID"])
 def test_slices_that_nothing_can_refer_to_are_refused_in_words(missing: str, tmp_path: Path) -> None:
     def edit(data_set: Dataset, index: int) -> None:
@@ -165,6 +199,60 @@ def test_a_nifti_and_slices_that_moved_are_refused(tmp_path: Path) -> None:
     write_scan(scan, canonical_affine(origin=(0.0, 0.0, 0.0)))
     with pytest.raises(GeometryError, match="do not lie where the scan was read"):
         read_source(scan, None, volume)
+
+
+# --- RT Structure Set ----------------------------------------------------------------------------------------------------
+
+
+def fill(outlines: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centres lie inside outlines of (row, column) corners, by the even-odd rule."""
+    flips = np.zeros((shape[0], shape[1] + 1), bool)
+    for outline in outlines:
+        for (row, column), (to_row, to_column) in zip(outline, np.roll(outline, -1, 0), strict=True):
+            if column == to_column:
+                flips[min(row, to_row) : max(row, to_row), column] ^= True
+            else:
+                assert row == to_row  # along the borders of pixels
+    return np.logical_xor.accumulate(flips, 1)[:, :-1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_outlines_hold_the_pixels_of_any_mask_with_holes_and_corners(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = random.random((17, 23)) < random.uniform(0.2, 0.9)
+    if seed % 2:  # larger parts, with holes in holes
+        mask = np.kron(mask, np.ones((3, 2), bool)) & (random.random((51, 46)) < 0.97)
+    outlines = [np.array(outline) for outline in trace_outlines(mask)]
+    np.testing.assert_array_equal(fill(outlines, mask.shape), mask)  # type: ignore[arg-type]
+    assert len(outlines) == scipy.ndimage.label(mask)[1]  # type: ignore[index]
+    assert trace_outlines(np.zeros((3, 3), bool)) == []
+
+
+@pytest.mark.parametrize("affine", [canonical_affine(), tilted_affine(15.0)], ids=["upright", "tilted"])
+def test_a_structure_set_holds_the_voxels_of_every_structure(affine: np.ndarray, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan", affine, slices=8)
+    volume = read_volume(scan)
+    source = read_source(scan, None, volume)
+    segmentation = segment_by_threshold(volume)
+    write_object(tmp_path / "rt.dcm", make_structure_set(source, volume, segmentation, MAKER, keep_identifiers=False))
+    back = dcmread(tmp_path / "rt.dcm")
+    expected, _ = volume.segmentation_to_source(segmentation.labels)
+    assert [one.ROIName for one in back.StructureSetROISequence] == ["liver", "left kidney"]
+    slices = {one.SOPInstanceUID: (index, one) for index, one in enumerate(map(dcmread, sorted(scan.iterdir())))}
+    for roi in back.ROIContourSequence:
+        outlines: dict[int, list[np.ndarray]] = {index: [] for index in range(8)}
+        for contour in roi.ContourSequence:
+            index, one = slices[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+            points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(one.ImagePositionPatient, float)
+            across, down = np.array(one.ImageOrientationPatient, float).reshape(2, 3)
+            assert np.abs(points @ np.cross(across, down)).max() < 1e-3  # in the plane of its slice
+            corners = np.stack([points @ down / one.PixelSpacing[0], points @ across / one.PixelSpacing[1]], 1) + 0.5
+            np.testing.assert_allclose(corners, np.rint(corners), atol=1e-3)
+            outlines[index].append(np.rint(corners).astype(int))
+        found = np.stack([fill(outlines[index], (48, 40)) for index in range(8)])
+        np.testing.assert_array_equal(found, expected == roi.ReferencedROINumber)
+    assert back.PatientID == ""
+    check_by_dciodvfy(tmp_path / "rt.dcm")
 
 
 # --- identifiers and UIDs ------------------------------------------------------------------------------------------------
@@ -348,8 +436,8 @@ def test_the_command_writes_a_seg_beside_the_label_map_and_a_second_run_nothing(
     assert highdicom.seg.segread(file).PatientID == ""
     assert main([*map(str, arguments), "--dicom-seg"]) == 1
     assert file.stat().st_mtime_ns == written
-    assert main([*map(str, arguments), "--dicom-seg", "--keep-identifiers"]) == 1
-    assert highdicom.seg.segread(file).PatientID == "907351"
+    assert main([*map(str, arguments), "--dicom-seg", "--rtstruct", "--keep-identifiers"]) == 1
+    assert highdicom.seg.segread(file).PatientID == dcmread(file.with_name("rtstruct.dcm")).PatientID == "907351"
     said = "".join(capfd.readouterr())
     for secret in SECRETS:
         assert secret not in said
