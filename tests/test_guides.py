@@ -9,6 +9,7 @@ import pytest
 import torch
 from ctfm import CTFMImageProcessor, CTFMModel, CTFMProcessor
 from ctfm.vector_index import HAS_FAISS
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from tests.local_hub import LocalHub
@@ -54,6 +55,22 @@ def test_the_guide_to_lora(checkpoint: Path, tmp_path: Path) -> None:
     run("lora.py", str(checkpoint), str(tmp_path), SIZE, "2", HF_HOME=str(tmp_path / "home"), CUDA_VISIBLE_DEVICES="")
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "lora", trust_remote_code=True)
     assert list(model.config.id2label.values()) == ["Pleural effusion", "Cardiomegaly"]
+
+
+def test_the_guide_to_segmenting(checkpoint: Path, tmp_path: Path) -> None:
+    said = run("segment.py", str(checkpoint), str(tmp_path), SIZE, "2", CUDA_VISIBLE_DEVICES="")
+    assert "\nDice {" in said
+    assert "\nlabels (" in said
+
+
+def test_the_guide_to_the_weights_of_spectre(tmp_path: Path) -> None:
+    """On the small random SPECTRE of the tests, laid out as the published files are."""
+    parts = load_file(Path(__file__).parent / "fixtures" / "spectre_tiny.safetensors")
+    for name, part in (("spectre_backbone_vit_large_patch16_128.pt", "backbone"), ("combiner.pt", "combiner")):
+        own = {key.split("/", 1)[1]: tensor for key, tensor in parts.items() if key.startswith(part + "/")}
+        torch.save(own, tmp_path / name)
+    files = [str(tmp_path / name) for name in ("spectre_backbone_vit_large_patch16_128.pt", "combiner.pt")]
+    assert "features (2, " in run("spectre.py", *files, str(tmp_path / "out"), SIZE)
 
 
 def test_the_guides_to_probing_and_publishing(checkpoint: Path, tmp_path: Path) -> None:
