@@ -35,6 +35,12 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "search": ("search", "scans like a text, a scan or a region of one"),
         },
     ),
+    "Serving": (
+        "onnx",
+        {
+            "export-onnx": ("onnx_export", "a checkpoint as ONNX, in a folder that Triton serves"),
+        },
+    ),
     "Training": (
         "train",
         {

@@ -1,10 +1,12 @@
 """The wheel that a release publishes: what is in it, and that pip installs and resolves it from an index over HTTP."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -131,3 +133,17 @@ def test_embed_says_which_checkpoint_it_needs_where_none_lies_beside_the_package
     assert left.value.code == 2
     assert "--model: this installation has no checkpoint of its own. Give a folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_container_file_copies_installs_and_starts_is_there() -> None:
+    """No container engine is asked for: the file is read."""
+    lines = (ROOT / "Containerfile").read_text().replace("\\\n", " ").splitlines()
+    copied = [words for line in lines if line.startswith("COPY ") for words in line.split()[1:-1]]
+    assert [path for path in copied if not (ROOT / path).exists()] == []
+    (extras,) = [re.findall(r'--editable "\.\[(.+)\]"', line) for line in lines if "--editable" in line]
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras[0].split(",")) <= set(known)
+    (start,) = [json.loads(line.removeprefix("CMD ")) for line in lines if line.startswith("CMD ")]
+    assert (ROOT / start[1]).is_file()
+    kept_out = (ROOT / ".containerignore").read_text().split()
+    assert not {"checkpoints", "space", "reporting", "clinical"} & set(kept_out)
