@@ -13,7 +13,6 @@ Shapes: `b` batch, `g` crops in a scan, `c` channels, `D H W` voxels of a crop, 
 # transformers declares sub-configs and outputs as optional or as plain dictionaries; here they are what they were built as.
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,6 +40,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ctfm import CTFMConfig, CTFMGlobalConfig, CTFMVisionConfig
+from .precision_ctfm import set_precision
 
 if TYPE_CHECKING:  # never runs: the Hub loader and save_pretrained copy what a file imports, so all files go together
     from .drawing_ctfm import draw_planes  # noqa: F401
@@ -131,7 +131,8 @@ def eager_attention_forward(
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    # In float32, turned into it before: on a CPU softmax(dtype=...) takes five times as long for the same numbers.
+    weights = nn.functional.softmax(weights.float(), dim=-1).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -143,6 +144,7 @@ class CTFMAttention(nn.Module):
         self.head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_size**-0.5
         self.is_causal = False
+        self.product_dtype: torch.dtype | None = None  # of attention on a CPU, where it is not that of the states
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -159,6 +161,10 @@ class CTFMAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if self.product_dtype is not None:
+            # torch's fused attention is no faster in bfloat16 than in float32 on a CPU, and plain products are.
+            query, key, value = (states.to(self.product_dtype) for states in (query, key, value))
+            attention = eager_attention_forward
         output, weights = attention(
             self,
             query,
@@ -169,7 +175,7 @@ class CTFMAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.out(output.flatten(2)), weights  # (b, n, k, head) -> (b, n, e)
+        return self.out(output.flatten(2).to(hidden_states.dtype)), weights  # (b, n, k, head) -> (b, n, e)
 
 
 class CTFMMLP(nn.Module):
@@ -282,25 +288,31 @@ class CTFMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CTFMForImageClassification) and self.config.token_scores:
             init.constant_(module.token_head.out.bias, TOKEN_BIAS)
 
-    def to_int8(self) -> None:
-        """Turns the products of the local transformer's layers into 8-bit integer ones, for inference on a CPU, and all else
-        into float32.
+    @torch.no_grad()
+    def set_precision(self, precision: str = "auto") -> str:
+        """Changes the arithmetic of the local transformer's layers, for inference; all else becomes float32.
 
-        Weights lose precision once, activations anew in every call (torch's dynamic quantisation). In place; the model
-        can no longer be trained, saved or moved to a GPU.
+        In place: a model in "bfloat16" or "int8" cannot be trained or saved, and in "int8" it stays on the CPU.
+
+        Args:
+            precision: "float32"; "bfloat16"; "int8", 8-bit integer products of weights rounded once and activations rounded
+                anew in every call (torch's dynamic quantisation), with attention in bfloat16 where the processor has
+                it; or "auto", the fastest that this device has instructions for and that moves this model's features of
+                made-up crops by a cosine of at least 0.999, "float32" where there is none.
+
+        Returns:
+            The precision that the model now has.
+
+        Raises:
+            ValueError: no such precision, none such on this device, or the model was changed before.
         """
-        from torch.ao.quantization import quantize_dynamic
-
-        self.float()  # the integer products take and give float32, and weights load as they were saved, in bfloat16
-        for module in self.modules():
-            if isinstance(module, CTFMLocalModel):
-                with warnings.catch_warnings():
-                    # deprecated for torchao, whose integer products took more CPU time than these and than plain bfloat16
-                    # (benchmarks/results/int8_cpu.json)
-                    warnings.simplefilter("ignore")
-                    module.layers = quantize_dynamic(module.layers, {nn.Linear}, dtype=torch.qint8)
-                return
-        raise ValueError(f"A {type(self).__name__} has no local transformer, whose products become 8-bit integer ones.")
+        local_model = next((m for m in self.modules() if isinstance(m, CTFMLocalModel)), None)
+        if local_model is None:
+            raise ValueError(f"A {type(self).__name__} has no local transformer, whose precision could be set.")
+        if local_model.precision != "float32":
+            raise ValueError(f"This model has precision {local_model.precision!r} already; load it again for another.")
+        self.float()  # weights load as they were saved, in bfloat16
+        return set_precision(local_model, precision)
 
 
 # ---- local: crops -> tokens ----
@@ -401,6 +413,9 @@ class CTFMLocalModel(CTFMPreTrainedModel):
         self.embeddings = CTFMPatchEmbeddings(config)
         self.layers = nn.ModuleList([CTFMLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.precision = (
+            "float32"  # of the layers, where the model is in float32; see CTFMPreTrainedModel.set_precision
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -424,6 +439,8 @@ class CTFMLocalModel(CTFMPreTrainedModel):
         patches = self.embeddings.cut(pixel_values)
         grid = patches.shape[1:4]
         hidden_states = self.embeddings(patches, bool_masked_pos)
+        if self.precision == "bfloat16":
+            hidden_states = hidden_states.bfloat16()
         head_size = self.config.hidden_size // self.config.num_attention_heads
         position_embeddings = rotary_tables(
             grid_coordinates(grid, pixel_values.device), head_size, self.config.rope_theta, prefix
@@ -431,7 +448,7 @@ class CTFMLocalModel(CTFMPreTrainedModel):
         if self.config.air_patch_level is None:
             for layer in self.layers:
                 hidden_states = layer(hidden_states, None, position_embeddings=position_embeddings, **kwargs)
-            hidden_states = self.norm(hidden_states)
+            hidden_states = self.norm(hidden_states.to(self.norm.weight.dtype))
             pooler_output = self.pool(hidden_states, grid)
             return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooler_output)
 
@@ -445,8 +462,10 @@ class CTFMLocalModel(CTFMPreTrainedModel):
         mask = create_bidirectional_mask(self.config, packed, kept.take_along_dim(order, 1))
         for layer in self.layers:
             packed = layer(packed, mask, position_embeddings=(cos, sin), **kwargs)
-        packed = self.norm(packed)
-        hidden_states = torch.zeros_like(hidden_states).scatter(1, order[..., None].expand_as(packed), packed)
+        packed = self.norm(packed.to(self.norm.weight.dtype))
+        hidden_states = torch.zeros_like(hidden_states, dtype=packed.dtype).scatter(
+            1, order[..., None].expand_as(packed), packed
+        )
         hidden_states = hidden_states * kept[..., None].to(hidden_states.dtype)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states, pooler_output=self.pool(hidden_states, grid, body)
@@ -496,7 +515,9 @@ class CTFMBackbone(BackboneMixin, CTFMPreTrainedModel):
         maps = []
         for name, states in zip(self.stage_names, output.hidden_states, strict=True):
             if name in self.out_features:
-                tokens = self.local_model.norm(states)[:, self.config.num_prefix_tokens :]
+                tokens = self.local_model.norm(states.to(self.local_model.norm.weight.dtype))[
+                    :, self.config.num_prefix_tokens :
+                ]
                 maps.append(tokens.transpose(1, 2).unflatten(2, grid).contiguous())  # (b, n, e) -> (b, e, d, h, w)
         return BackboneOutput(
             feature_maps=tuple(maps), hidden_states=output.hidden_states, attentions=output.attentions

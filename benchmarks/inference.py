@@ -7,9 +7,9 @@ Every path runs in a process of its own (peak memory is the process's) on the sa
 - plain   the scan is resampled whole, every crop is encoded, queries and keys-with-values are separate products, rotary
           tables are rebuilt in every layer, nothing is reused. What the exact path is compared with.
 - exact   what `CTFMVisionModel` does: float32, crops of air encoded once.
-- fast    the same with 8-bit integer products (`to_int8`).
+- fast    the same with 8-bit integer products (`set_precision("int8")`).
 - bfloat16, torchao
-          exact in bfloat16, as weights load; and torchao's dynamic 8-bit products in it (ctfm[quantization]).
+          the layers in bfloat16; and all in it with torchao's dynamic 8-bit products (ctfm[quantization]).
 - body    fast, and only the patches that hold body are encoded (`air_patch_level`): other features, for weights that were
           trained so; its cosine says how far they are from these.
 
@@ -136,10 +136,11 @@ def run(file: str, path: str, model_name: str, spacing: str, threads: int, featu
                     layer.attention, model.config.rope_theta, model.config.num_prefix_tokens
                 )
         if path in ("fast", "body"):
-            model.to_int8()
-        if path in OTHERS:
-            model.bfloat16()
+            model.set_precision("int8")
+        if path == "bfloat16":
+            model.set_precision("bfloat16")
         if path == "torchao":
+            model.bfloat16()
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
             quantize_(model.local_model.layers, Int8DynamicActivationInt8WeightConfig())

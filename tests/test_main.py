@@ -87,7 +87,8 @@ def test_embed_writes_features_and_one_row_a_scan_and_goes_on_past_a_bad_one(tmp
     phantom_volume().to_nifti(_made(studies / "b.nii.gz"))
     (studies / "c.nii.gz").write_bytes(b"broken")
     out = tmp_path / "out"
-    assert main(["embed", str(studies), "--out", str(out), "--model", str(checkpoint), "--dense"]) == 1
+    arguments = ["--out", str(out), "--model", str(checkpoint), "--dense", "--precision", "float32"]
+    assert main(["embed", str(studies), *arguments]) == 1
     found = {Path(row["scan"]).name: row for row in rows(out)}
     assert {name: row["status"] for name, row in found.items()} == {
         "dicom": "done",
@@ -130,6 +131,23 @@ def test_embed_does_nothing_twice_and_what_changed_again(tmp_path: Path, checkpo
     assert main([*arguments, "--spacing", "coarse"]) == 0
     assert len(rows(out)) == 1
     assert len(list(out.glob("*.safetensors"))) == 3
+
+
+def test_embed_says_in_which_precision_and_takes_no_features_of_another(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    phantom_volume().to_nifti(tmp_path / "scan.nii")
+    out, found = tmp_path / "out", {}
+    for precision in ("auto", "float32", "bfloat16"):
+        arguments = ["--out", str(out), "--model", str(checkpoint), "--precision", precision]
+        assert main(["embed", str(tmp_path / "scan.nii"), *arguments]) == 0
+        (row,) = rows(out)
+        found[precision] = row["precision"], load_file(out / row["features"])["scan_features"]
+    assert f"computing in {found['auto'][0]}, which --precision changes" in capsys.readouterr().err
+    exact, rounded = found["float32"][1], found["bfloat16"][1]
+    assert not torch.equal(exact, rounded)
+    for features in (rounded, found["auto"][1]):
+        assert torch.nn.functional.cosine_similarity(exact, features, dim=0) > 0.999
 
 
 def test_embed_shows_on_a_terminal_how_far_it_is(

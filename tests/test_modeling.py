@@ -13,6 +13,7 @@ from ctfm import (
     CTFMModel,
     CTFMVisionConfig,
     CTFMVisionModel,
+    precision_ctfm,
 )
 from ctfm.modeling_ctfm import (
     CTFMLocalModel,
@@ -436,21 +437,28 @@ def test_outputs_come_as_a_tuple_where_the_config_says_so() -> None:
         assert torch.equal(model(*arguments)[0], named.logits_per_image)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_eight_bit_products_stay_close(dtype: torch.dtype) -> None:
-    model = vision_model(hidden_size=96, intermediate_size=384)
-    pixel_values = tiny_crops()
-    exact = model(pixel_values, GRID).pooler_output
-    model.to(dtype)
-    model.to_int8()
-    cosine = torch.nn.functional.cosine_similarity(exact, model(pixel_values, GRID).pooler_output)
-    assert cosine.min() > 0.99
+# ---- precision ----
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("air_patch_level", [None, 0.05])
+def test_a_faster_precision_stays_close_and_gives_float32(precision: str, air_patch_level: float | None) -> None:
+    model = vision_model(hidden_size=96, intermediate_size=384, air_patch_level=air_patch_level)
+    exact = model(tiny_crops(), GRID, output_dense_features=True)
+    model.bfloat16()  # as weights load
+    assert model.set_precision(precision) == precision
+    found = model(tiny_crops(), GRID, output_dense_features=True)
+    for name in ("pooler_output", "dense_features"):
+        assert found[name].dtype == torch.float32
+        assert not torch.equal(found[name], exact[name])
+        assert torch.nn.functional.cosine_similarity(exact[name], found[name], dim=-1).mean() > 0.99
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 @pytest.mark.parametrize("model_class", [CTFMModel, CTFMForImageClassification, CTFMForSemanticSegmentation])
-def test_every_model_with_a_local_transformer_takes_eight_bit_products_as_it_loads(model_class, tmp_path) -> None:
+def test_every_model_with_a_local_transformer_takes_a_precision_as_it_loads(model_class, precision, tmp_path) -> None:
     torch.manual_seed(0)
     model_class(tiny_config(hidden_size=96, intermediate_size=384)).bfloat16().save_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path).eval()
@@ -459,10 +467,59 @@ def test_every_model_with_a_local_transformer_takes_eight_bit_products_as_it_loa
     if model_class is CTFMModel:
         arguments["input_ids"] = torch.randint(1, 100, (2, 5))
     exact = model(**arguments).to_tuple()[0].float().flatten(1)
-    model.to_int8()
+    model.set_precision(precision)
     found = model(**arguments).to_tuple()[0].flatten(1)
     assert found.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(exact, found).min() > 0.98  # of bfloat16 and of 8 bits
+
+
+def has(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool) -> None:
+    """A processor with or without bfloat16 instructions."""
+    monkeypatch.setattr(precision_ctfm, "multiplies_bfloat16", lambda device: bfloat16)
+
+
+@pytest.mark.skipif("x86" not in torch.backends.quantized.supported_engines, reason="torch has no 8-bit products here")
+def test_the_precision_is_chosen_by_what_the_processor_has_and_by_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow, wide = CTFMVisionConfig(hidden_size=288), CTFMVisionConfig(hidden_size=1080)
+    cpu, others = torch.device("cpu"), torch.device("mps")
+    has(monkeypatch, bfloat16=True)
+    assert precision_ctfm.list_candidates(narrow, cpu) == ["bfloat16", "int8"]
+    assert precision_ctfm.list_candidates(wide, cpu) == ["int8", "bfloat16"]
+    has(monkeypatch, bfloat16=False)
+    assert precision_ctfm.list_candidates(narrow, cpu) == ["int8"]
+    assert precision_ctfm.list_candidates(wide, others) == []
+
+
+@pytest.mark.parametrize(("bound", "chosen"), [(0.9, "bfloat16"), (1.1, "float32")])
+def test_auto_takes_a_precision_whose_features_stay_within_the_bound(
+    bound: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has(monkeypatch, bfloat16=True)
+    monkeypatch.setattr(precision_ctfm, "MIN_COSINE", bound)
+    assert vision_model(hidden_size=96, intermediate_size=384).set_precision("auto") == chosen
+
+
+def test_auto_leaves_alone_what_a_precision_would_bend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 bits cannot hold a weight beside one that is a million times as large."""
+    has(monkeypatch, bfloat16=False)
+    model = vision_model(hidden_size=96, intermediate_size=384)
+    for layer in model.local_model.layers:
+        layer.mlp.fc2.weight.data[0, 0] = 1e6
+        layer.mlp.fc1.bias.data[0] = -1e3  # whose input is nothing
+    assert model.set_precision("auto") == "float32"
+    with torch.no_grad():
+        assert model(tiny_crops(), GRID).pooler_output.dtype == torch.float32
+
+
+def test_a_precision_that_is_not_there_or_comes_second_is_refused() -> None:
+    model = vision_model(hidden_size=96, intermediate_size=384)
+    with pytest.raises(ValueError, match="'float8' is unknown; choose"):
+        model.set_precision("float8")
+    model.set_precision("int8")
+    with pytest.raises(ValueError, match="'int8' already; load it again"):
+        model.set_precision("bfloat16")
+    with pytest.raises(ValueError, match="CTFMGlobalModel has no local transformer"):
+        model.global_model.set_precision("int8")
 
 
 @pytest.mark.parametrize("pooled_grid", [(1, 1, 1), (2, 1, 2)])
