@@ -1,6 +1,6 @@
 """SPECTRE's own package beside this one, with equal weights: JSON on standard output.
 
-    python benchmarks/spectre.py [SCAN.nii] --environment FOLDER [--backbone PT --combiner PT] [--rounds 2] [--threads 1]
+    python benchmarks/spectre_fm.py [SCAN.nii] --environment FOLDER [--backbone PT --combiner PT] [--rounds 2] [--threads 1]
 
 spectre-fm is installed from PyPI into an environment of its own, FOLDER, which sees the torch of this one, so that both
 multiply with the same library; its code reads the file, cuts it and encodes it, and nothing of it is imitated here. Without the
@@ -52,6 +52,11 @@ def write_chest(path: Path) -> None:
 
     phantom = make_phantom(1_000_000, shape=(64, 512, 512), spacing=(2.5, 0.7, 0.7))
     Volume(hu=phantom.hu.numpy(), affine=phantom.affine).to_nifti(path)
+
+
+def define_operator() -> None:
+    """timm imports torchvision, whose operators from PyPI need CUDA's libraries; the peer uses none, but one must be known."""
+    torch.library.define("torchvision::nms", "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def write_weights(folder: Path) -> None:
@@ -127,6 +132,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     if given.one:
         path, weights, out = given.one[0], Path(given.one[1]), Path(given.one[2])
+        if path in ("weights", "spectre-fm"):
+            define_operator()
         if path == "weights":
             write_weights(weights)
             return
