@@ -46,7 +46,7 @@ def test_what_a_room_imports_is_declared(room: str) -> None:
     required = [*project["dependencies"], *(line for x in ROOMS[room] for line in project["optional-dependencies"][x])]
     declared = {normal(re.match(r"[\w.-]+", line)[0]) for line in required}  # type: ignore[index]
     owners = {"faiss": ["faiss-cpu"]} | packages_distributions()  # whoever lacks the extra [search] can tell, too
-    # "spaces" is on the Hub alone; "dicom2nifti", "hnswlib" and "spectre" are what benchmarks compare with, where they are installed.
+    # "spaces" is on the Hub alone; with "dicom2nifti", "hnswlib" and "spectre" benchmarks compare, where they are installed.
     own = {
         "ctfm",
         "tests",

@@ -6,7 +6,7 @@ after the crops stays in float32. How far a precision may move the features is m
 
 import copy
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ def convert(local_model: "CTFMLocalModel", precision: str) -> None:
             quantize_dynamic(local_model.layers, {nn.Linear}, dtype=torch.qint8, inplace=True)
     if precision != "float32" and is_on_cpu and multiplies_bfloat16(local_model.device):
         for layer in local_model.layers:
-            layer.attention.product_dtype = torch.bfloat16
+            attention: Any = layer.attention
+            attention.product_dtype = torch.bfloat16
     local_model.precision = precision
 
 
