@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -59,6 +60,34 @@ MANIFEST_FIELDS = [
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one of `world_size` processes does. A scan belongs to a part by its path and series alone, so a part stays the same
+    when scans are added and when it is started again, on whichever machine.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"--rank {self.rank} must be from 0 to {self.world_size - 1}, one less than --world-size {self.world_size}."
+            )
+
+    def holds(self, scan: Path, series_uid: str | None) -> bool:
+        digest = hashlib.sha256(json.dumps([str(scan), series_uid]).encode()).digest()
+        return int.from_bytes(digest[:8], "big") % self.world_size == self.rank
+
+
+def manifest_path(out: Path, part: Part | None) -> Path:
+    """A part has a manifest of its own, since processes on several machines cannot share one file."""
+    return out / ("manifest.csv" if part is None else f"manifest-{part.rank:05d}-of-{part.world_size:05d}.csv")
+
+
 def embed(
     scans: Sequence[Path],
     out: Path,
@@ -71,6 +100,7 @@ def embed(
     batch: int = 1,
     readers: int = 2,
     as_npz: bool = False,
+    part: Part | None = None,
 ) -> int:
     """Writes one file a scan, `manifest.csv` and `features.parquet`; what is done already is not done again.
 
@@ -79,13 +109,15 @@ def embed(
         precision: see `CTFMPreTrainedModel.set_precision`; features made in another are not taken for these.
         batch: scans that go through the model together, `readers` that are read ahead of it.
         as_npz: NumPy's files instead of safetensors.
+        part: the share of one of several processes that write into the same folder.
     """
     found = list_scans(scans)
-    how = {"device": device, "precision": precision, "batch": batch, "readers": readers, "as_npz": as_npz}
+    if part is not None:
+        found = [one for one in found if part.holds(*one)]
+    how = {"device": device, "precision": precision, "batch": batch, "readers": readers, "as_npz": as_npz, "part": part}
     failed = embed_found(found, out, model_id, spacing, dense, **how)
-    print(
-        f"{len(found) - failed} of {len(found)} scans have features in {out}; {failed} could not be read (manifest.csv)"
-    )
+    listed = manifest_path(out, part).name
+    print(f"{len(found) - failed} of {len(found)} scans have features in {out}; {failed} could not be read ({listed})")
     return 1 if failed else 0
 
 
@@ -115,6 +147,7 @@ def embed_found(
     batch: int = 1,
     readers: int = 2,
     as_npz: bool = False,
+    part: Part | None = None,
 ) -> int:
     """As `embed`, of scans by path and series. Returns how many could not be read."""
     out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +157,7 @@ def embed_found(
     if precision == "auto":
         print(f"ctfm: computing in {chosen}, which --precision changes", file=sys.stderr)
     weights = weight_files(model_id)
-    manifest = Manifest(out / "manifest.csv")
+    manifest = Manifest(manifest_path(out, part))
     failed = 0
     settings = (name, weights, spacing or processor.spacing, dense, chosen)
     files_of = {}
@@ -162,7 +195,10 @@ def embed_found(
         start = time.perf_counter()
     bar.close()
     manifest.tidy()
-    manifest.write_parquet(out)
+    if part is None:
+        for torn in out.glob("*.partial"):  # of processes that were killed
+            torn.unlink()
+        manifest.write_parquet(out)
     return failed
 
 
@@ -224,7 +260,7 @@ def in_batches(items: Iterable[Read], size: int) -> Iterator[list[Read]]:
 
 def save_features(features: dict[str, torch.Tensor], file: Path) -> None:
     """Whole or not at all."""
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")  # another process may be at the same scan
     if file.suffix == ".npz":
         with partial.open("wb") as stream:
             np.savez(stream, **{name: tensor.numpy() for name, tensor in features.items()})  # pyright: ignore[reportArgumentType]
@@ -307,17 +343,28 @@ def fingerprint(scan: Path, series_uid: str | None, settings: tuple) -> str:
 
 
 class Manifest:
-    """`manifest.csv`, one row a scan. Rows are appended as scans end, and a later row replaces an earlier one."""
+    """`manifest.csv`, one row a scan. Rows are appended as scans end, and a later row replaces an earlier one.
+
+    The manifest of all takes over what parts did (`manifest-00000-of-00008.csv`), so the same command without a rank ends their
+    work: it does what they left and writes the tables.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: dict[tuple[str, str], dict[str, str]] = {}
-        if path.is_file():
-            with self._open(path, "r") as file:
-                for row in csv.DictReader(file):
-                    if list(row) == MANIFEST_FIELDS and None not in row.values():  # else torn, by a run that was killed
-                        self.rows[row["scan"], row["series"]] = row
+        parts = sorted(path.parent.glob("manifest-*-of-*.csv")) if path.name == "manifest.csv" else []
+        for source in (*parts, path):
+            self.read(source)
         self.tidy()
+
+    def read(self, source: Path) -> None:
+        if not source.is_file():
+            return
+        with self._open(source, "r") as file:
+            for row in csv.DictReader(file):
+                whole = list(row) == MANIFEST_FIELDS and None not in row.values()  # else torn, by a run that was killed
+                if whole:
+                    self.rows[row["scan"], row["series"]] = row
 
     @staticmethod
     def _open(path: Path, mode: str) -> TextIO:
@@ -362,7 +409,7 @@ class Manifest:
         os.replace(partial, out / "features.parquet")
 
     def tidy(self) -> None:
-        partial = self.path.with_suffix(".partial")
+        partial = self.path.with_suffix(f".{os.getpid()}.partial")
         with self._open(partial, "w") as file:
             writer = csv.DictWriter(file, MANIFEST_FIELDS)
             writer.writeheader()
@@ -459,8 +506,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_precision_argument(parser)
     parser.add_argument("--batch", type=int, default=1, help="scans that go through the model together (%(default)s)")
     parser.add_argument("--readers", type=int, default=2, help="scans that are read ahead of the model (%(default)s)")
+    parser.add_argument("--rank", type=int, help="of this process, where --world-size of them share the work")
+    parser.add_argument("--world-size", type=int, help="how many processes write into --out")
     add_model_arguments(parser)
     given = parser.parse_args(arguments)
+    if (given.rank is None) != (given.world_size is None):
+        parser.error("--rank and --world-size go together")
+    try:
+        part = None if given.rank is None else Part(rank=given.rank, world_size=given.world_size)
+    except ValueError as error:
+        parser.error(str(error))
     if given.batch < 1 or given.readers < 0:
         parser.error(f"--batch {given.batch} must be 1 or more, and --readers {given.readers} 0 or more")
     return embed(
@@ -474,4 +529,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch=given.batch,
         readers=given.readers,
         as_npz=given.npz,
+        part=part,
     )

@@ -54,9 +54,10 @@ def write_chest(path: Path) -> None:
     Volume(hu=phantom.hu.numpy(), affine=phantom.affine).to_nifti(path)
 
 
-def define_operator() -> None:
-    """timm imports torchvision, whose operators from PyPI need CUDA's libraries; the peer uses none, but one must be known."""
-    torch.library.define("torchvision::nms", "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+def define_operators() -> None:
+    """timm imports torchvision, whose operators from PyPI need CUDA's libraries; the peer uses none, but two must be known."""
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def write_weights(folder: Path) -> None:
@@ -133,7 +134,7 @@ def main() -> None:
     if given.one:
         path, weights, out = given.one[0], Path(given.one[1]), Path(given.one[2])
         if path in ("weights", "spectre-fm"):
-            define_operator()
+            define_operators()
         if path == "weights":
             write_weights(weights)
             return

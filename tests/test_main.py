@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ctfm import (
     read_volume,
 )
 from ctfm.__main__ import COMMANDS, main
+from ctfm.embedding import Part
 from ctfm.phantom.dicom_series import write_dicom_series
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
@@ -171,6 +173,53 @@ def test_embed_resumes_after_a_run_that_was_killed_while_it_wrote(tmp_path: Path
         (out / "manifest.csv").write_text(torn)
         assert main(arguments) == 0
         assert [row["features"] for row in rows(out)] == [first["features"]]
+
+
+def test_many_processes_share_a_folder_and_lose_no_scan_when_one_is_killed(tmp_path: Path, checkpoint: Path) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "out"
+    for number in range(6):
+        phantom_volume(seed=number).to_nifti(_made(studies / f"{number}.nii"))
+    command = [sys.executable, "-m", "ctfm", "embed", str(studies), "--out", str(out), "--model", str(checkpoint)]
+
+    def start(rank: int) -> subprocess.Popen:
+        return subprocess.Popen([*command, "--rank", str(rank), "--world-size", "2"], stderr=subprocess.PIPE, text=True)
+
+    shares = [
+        [path for path in sorted(studies.iterdir()) if Part(rank=rank, world_size=2).holds(path, None)]
+        for rank in (0, 1)
+    ]
+    assert len(shares[0]) + len(shares[1]) == 6
+    assert min(map(len, shares)) > 0
+    killed = start(0)
+    while not any(out.glob("*.safetensors")) and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    workers = [start(rank) for rank in (1, 0, 0)]  # and two of one rank at once
+    said = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], said
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert len(made) == 6
+    phantom_volume(seed=6).to_nifti(studies / "late.nii")
+    assert main(command[3:]) == 0
+    found = rows(out)
+    assert sorted(Path(row["scan"]).name for row in found) == [*(f"{number}.nii" for number in range(6)), "late.nii"]
+    assert {row["status"] for row in found} == {"done"}
+    now = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert made.items() <= now.items()  # nothing was done again
+    assert kept.keys() <= now.keys()
+    assert not list(out.glob("*.partial"))
+
+
+def test_a_part_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for given, said in (
+        (["--rank", "2", "--world-size", "2"], "--rank 2 must be from 0 to 1"),
+        (["--rank", "0"], "--rank and --world-size go together"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["embed", str(tmp_path), "--out", str(tmp_path / "out"), *given])
+        assert said in capsys.readouterr().err
 
 
 def test_embed_takes_any_file_name_and_goes_on(tmp_path: Path, checkpoint: Path) -> None:
