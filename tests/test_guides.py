@@ -63,6 +63,16 @@ def test_the_guide_to_segmenting(checkpoint: Path, tmp_path: Path) -> None:
     assert "\nlabels (" in said
 
 
+def test_the_guide_from_an_archive_and_back(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="needs the extra [clinical]")
+    from tests.orthanc import run_orthanc
+
+    (tmp_path / "orthanc").mkdir()
+    with run_orthanc(tmp_path / "orthanc") as server:
+        said = run("pacs.py", str(checkpoint), server.dicomweb, str(tmp_path), SIZE)
+    assert "on the server ['CT', 'DOC', 'SR']" in said
+
+
 def test_the_guide_to_the_weights_of_spectre(tmp_path: Path) -> None:
     """On the small random SPECTRE of the tests, laid out as the published files are."""
     parts = load_file(Path(__file__).parent / "fixtures" / "spectre_tiny.safetensors")
