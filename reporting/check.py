@@ -139,7 +139,8 @@ def load_labeller(checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Labeller:
     folder = Path(checkpoint)
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"{folder} holds no model.safetensors; train one (ctfm.reporting.crossfold) or pass its folder."
+            f"{folder} holds no model.safetensors. A wheel brings no weights: run pip install --editable in a clone, or pass "
+            "`checkpoint`, the folder of a trained model (ctfm.reporting.crossfold)."
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     settings = json.loads((folder / "processor_config.json").read_text())

@@ -128,7 +128,7 @@ def test_training_without_the_extra_names_the_command_that_installs_it(
         assert last.startswith('ctfm learning-curve: "tyro" is not installed.')
     else:
         assert last.startswith("ModuleNotFoundError: tyro not installed.")
-    assert 'pip install ".[train]" in the cloned folder' in run.stderr
+    assert 'pip install --editable ".[train]" in the cloned folder' in run.stderr
 
 
 def test_the_libraries_that_training_looks_for_are_those_of_its_extra() -> None:

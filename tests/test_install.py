@@ -11,13 +11,14 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
 from ctfm.__main__ import COMMANDS
 from ctfm.embedding import main as embed
+from ctfm.installation import how_to_install
 
 ROOT = Path(__file__).parent.parent
 BUILT_BY = {"build", "dist", "runs", "demo"}  # folders that commands of the Makefile write
@@ -147,3 +148,13 @@ def test_what_the_container_file_copies_installs_and_starts_is_there() -> None:
     assert (ROOT / start[1]).is_file()
     kept_out = (ROOT / ".containerignore").read_text().split()
     assert not {"checkpoints", "space", "reporting", "clinical"} & set(kept_out)
+
+
+def test_a_clone_is_installed_where_it_lies_so_that_the_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert how_to_install("io") == 'pip install --editable ".[io]" in the cloned folder'
+
+    def lost(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", lost)  # run as it lies
+    assert how_to_install("io") == 'pip install --editable ".[io]" in the cloned folder'

@@ -124,4 +124,4 @@ def test_what_is_not_installed_is_named_with_the_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["--model", str(checkpoint), "--out", str(tmp_path)]) == 2
-    assert '"onnxscript" is not installed: run pip install ".[onnx]"' in capsys.readouterr().err
+    assert '"onnxscript" is not installed: run pip install --editable ".[onnx]"' in capsys.readouterr().err
