@@ -7,7 +7,8 @@
 Every study stands once, by its longest series of the thinnest slices, in one of five groups: "present" (the checkpoint says
 that a finding is there), "not sure", "absent", "unlike" (like no scan that the checkpoint was trained on, so nothing is said
 about its findings; where gate.safetensors lies beside the weights), "failed" (could not be read). Groups are ranked by the
-largest probability. DIR/worklist.csv and worklist.json name the files; DIR/index.html shows numbers and thumbnails and names
+largest probability. A thumbnail goes through the place of the likeliest finding that is not absent, whose map lies over it in
+red. DIR/worklist.csv and worklist.json name the files; DIR/index.html shows numbers and thumbnails and names
 nothing. What was done is not done again, whenever the command ends. Research only: not for any decision about a patient.
 """
 
@@ -21,15 +22,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from .drawing_ctfm import HAS_PILLOW, draw_planes
+from .drawing_ctfm import HAS_PILLOW, INTENSITY_WINDOWS, draw_planes
 from .embedding import add_device_argument, add_model_arguments, fingerprint, read_ahead, resolve_device, weight_files
 from .grading import Graded, Grader
-from .image_processing_ctfm import CTFMBatchFeature
+from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
 from .image_quality import ImageQuality, measure_quality
 from .volume_ctfm import Volume, VolumeError, read_volume
 from .volume_studies_ctfm import Found, find_studies
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("present", "not sure", "absent", "unlike", "failed")
 THUMBNAIL_PIXELS = 140
+HEAT_OPACITY = 0.6  # of a map at its strongest place
 DRAWN_VOXELS = 256  # along an axis: a thumbnail shows no more
 COLUMNS = (
     *("rank", "group", "key", "scan", "series", "other_series", "finding", "probability", "low", "high", "verdict"),
@@ -53,7 +56,7 @@ class Read:
 
     inputs: CTFMBatchFeature
     quality: ImageQuality
-    thumbnail: "Image.Image"
+    small: Volume  # what its thumbnail shows
 
 
 class Worklist:
@@ -84,7 +87,7 @@ class Worklist:
         def read(key: str) -> Read:
             volume = read_volume(*keys[key][0])
             inputs = self.grader.processor.preprocess(volume, spacing=self.spacing)
-            return Read(inputs=inputs, quality=measure_quality(volume), thumbnail=draw_thumbnail(volume))
+            return Read(inputs=inputs, quality=measure_quality(volume), small=shrink_volume(volume))
 
         start = time.perf_counter()
         bar = tqdm(
@@ -116,8 +119,10 @@ class Worklist:
             }
         else:
             graded = self.grader.grade(found.inputs)
-            found.thumbnail.save(self.out / "thumbnails" / f"{key}.png")
             facts = {"key": key, "group": group_of(graded), "quality": asdict(found.quality)}
+            shown = None if facts["group"] == "unlike" else graded
+            picture = draw_thumbnail(found.small, shown, found.inputs, self.grader.processor)
+            picture.save(self.out / "thumbnails" / f"{key}.png")
             far = graded.distance
             facts["distance"] = (
                 round(far, 3) if far is not None and math.isfinite(far) else None
@@ -136,12 +141,39 @@ def group_of(graded: Graded) -> str:
     return next(verdict for verdict in GROUPS if verdict in verdicts)
 
 
-def draw_thumbnail(volume: Volume) -> "Image.Image":
-    """Three planes through the middle of the scan."""
+def shrink_volume(volume: Volume) -> Volume:
+    """Every so many voxels of it, as many as a thumbnail shows."""
     steps = [max(1, size // DRAWN_VOXELS) for size in volume.hu.shape]
     small = volume.hu[:: steps[0], :: steps[1], :: steps[2]]
-    affine = volume.affine @ np.diag([*steps, 1.0])
-    return draw_planes(replace(volume, hu=np.ascontiguousarray(small), affine=affine), height=THUMBNAIL_PIXELS)
+    return replace(volume, hu=np.ascontiguousarray(small), affine=volume.affine @ np.diag([*steps, 1.0]))
+
+
+def draw_thumbnail(
+    small: Volume, graded: Graded | None, inputs: CTFMBatchFeature, processor: CTFMImageProcessor
+) -> "Image.Image":
+    """Three planes of `shrink_volume`: through the place of the finding whose map `graded` holds, with the map in red; through
+    the middle of the scan where there is none."""
+    if graded is None or graded.heat is None:
+        return draw_planes(small, height=THUMBNAIL_PIXELS)
+    (geometry,) = inputs.geometry
+    steps = np.rint(np.linalg.norm(small.affine[:3, :3], axis=0) / np.linalg.norm(geometry.affine[:3, :3], axis=0))
+    on_small = replace(
+        geometry,
+        shape=small.hu.shape,
+        affine=small.affine,
+        offset=tuple(np.array(geometry.offset) / steps),
+        step=tuple(np.array(geometry.step) / steps),
+    )
+    (heat,) = processor.to_patient_space(graded.heat[None], SimpleNamespace(geometry=(on_small,)))  # type: ignore[arg-type]
+    place = next(finding["place_mm"] for finding in graded.findings if "place_mm" in finding)
+    voxel = np.linalg.solve(small.affine, [*place, 1.0])[:3]
+    centre = np.rint(voxel).astype(int).clip(0, np.array(small.hu.shape) - 1)
+    low, high = INTENSITY_WINDOWS["mediastinum"]
+    grey = ((small.hu - low) / (high - low)).clip(0, 1) * (1 - heat * HEAT_OPACITY)
+    red, others = grey + heat * HEAT_OPACITY, grey
+    return draw_planes(
+        small, colours=(red, others, others), opacity=1.0, centre=tuple(centre.tolist()), height=THUMBNAIL_PIXELS
+    )
 
 
 def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

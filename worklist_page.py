@@ -43,7 +43,8 @@ def write_page(path: Path, rows: Sequence[dict[str, Any]], model: str) -> None:
         f"<title>Worklist</title><style>{STYLE}</style></head><body>\n<h1>Worklist of {len(rows)} studies</h1>\n"
         '<p class="notice"><strong>Research only:</strong> not for diagnosis or any decision about a patient. The order is '
         "that of a model and no statement about urgency.</p>\n"
-        f'<p class="small">Model {escape(Path(model).name)}. Keys lead to the rows of worklist.csv.</p>\n'
+        f'<p class="small">Model {escape(Path(model).name)}. Keys lead to the rows of worklist.csv. Red: '
+        "where the model's map of the first finding is strongest, if that is not absent.</p>\n"
         + "\n".join(sections)
         + "\n</body></html>\n"
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
 from ..drawing_ctfm import label_colours
 from ..segmentation import Segmentation
@@ -109,7 +109,7 @@ def make_structure_set(
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         meta.MediaStorageSOPClassUID = RTStructureSetStorage
-        meta.MediaStorageSOPInstanceUID = source.derive_uid("RTSTRUCT", *maker.facts(), keep_identifiers)
+        meta.MediaStorageSOPInstanceUID = UID(source.derive_uid("RTSTRUCT", *maker.facts(), keep_identifiers))
         made = FileDataset("", Dataset(), file_meta=meta, preamble=b"\0" * 128)
         made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         made.StudyInstanceUID, made.FrameOfReferenceUID = source.study_uid, frame

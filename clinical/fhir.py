@@ -73,7 +73,7 @@ def make_fhir(source: SourceSeries, results: Results, maker: Maker, keep_identif
 
 
 def scan_observation(results: Results) -> dict[str, Any]:
-    facts = {"code": concept(GATE), "valueCodeableConcept": concept(GATE_ANSWERS[results.gate])}
+    facts: dict[str, Any] = {"code": concept(GATE), "valueCodeableConcept": concept(GATE_ANSWERS[results.gate])}
     if results.distance is not None:
         facts["component"] = [{"code": concept(DISTANCE), "valueQuantity": quantity(results.distance)}]
     return facts | {"bodySite": concept(SCAN)}

@@ -178,10 +178,11 @@ class Listener:
         return node.start_server((host, port), block=False, evt_handlers=handlers)
 
     def store(self, event: Event) -> int:
+        request: Any = event.request
         try:
             with quiet_pydicom:
                 study_uid = str(event.dataset.get("StudyInstanceUID") or "")
-                instance_uid = str(event.request.AffectedSOPInstanceUID or "")
+                instance_uid = str(request.AffectedSOPInstanceUID or "")
                 held = event.encoded_dataset()
         except PARSE_ERRORS:
             return NOT_UNDERSTOOD

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -116,11 +117,15 @@ def finding_group(
     sites = None
     if side is not None:
         sites = [sr.FindingSite(anatomic_location=Code("51185008", "SCT", "Chest"), laterality=side)]
+    place = None
+    if "place_mm" in finding:
+        x, y, z = finding["place_mm"]
+        place = sr.CoordinatesForMeasurement3D("POINT", np.array([[-x, -y, z]]), source.frame_of_reference)  # LPS
     if "probability" in finding:
         low, high = finding["interval"]
-        measurements = [number(PROBABILITY, finding["probability"]), number(LOW, low), number(HIGH, high)]
+        measurements = [number(PROBABILITY, finding["probability"], place), number(LOW, low), number(HIGH, high)]
     else:
-        measurements = [number(SCORE, finding["score"])]
+        measurements = [number(SCORE, finding["score"], place)]
     answer = VERDICTS[finding["verdict"]] if "verdict" in finding else NOT_CALIBRATED
     return group(
         finding["label"],
@@ -205,8 +210,13 @@ def algorithm(maker: Maker) -> sr.AlgorithmIdentification:
     )
 
 
-def number(name: Code, value: float) -> sr.Measurement:
-    return sr.Measurement(name, round(float(value), PRECISION), codes.UCUM.NoUnits)
+def number(name: Code, value: float, place: sr.CoordinatesForMeasurement3D | None = None) -> sr.Measurement:
+    return sr.Measurement(
+        name,
+        round(float(value), PRECISION),
+        codes.UCUM.NoUnits,
+        referenced_coordinates=None if place is None else [place],
+    )
 
 
 def text(name: Code, value: str) -> sr.TextContentItem:

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, EncapsulatedPDFStorage, ExplicitVRLittleEndian
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.utils import ImageReader, simpleSplit
 from reportlab.pdfgen.canvas import Canvas
@@ -109,7 +109,7 @@ def make_pdf(
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         meta.MediaStorageSOPClassUID = EncapsulatedPDFStorage
-        meta.MediaStorageSOPInstanceUID = source.derive_uid("PDF", *maker.facts(), keep_identifiers)
+        meta.MediaStorageSOPInstanceUID = UID(source.derive_uid("PDF", *maker.facts(), keep_identifiers))
         made = FileDataset("", Dataset(), file_meta=meta, preamble=b"\0" * 128)
         made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         made.StudyInstanceUID = source.study_uid

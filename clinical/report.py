@@ -28,7 +28,7 @@ from ..embedding import (
 from ..grading import Grader
 from ..segmentation import Segmenter, load_segmenter, measure_structures, name_folders, segment_volume, write_json
 from ..volume_ctfm import VolumeError, read_volume
-from ..worklist import draw_thumbnail
+from ..worklist import draw_thumbnail, shrink_volume
 from .fhir import make_fhir
 from .measurement_report import make_report
 from .pdf_report import make_pdf
@@ -81,7 +81,8 @@ class Reporter:
             return False
         volume = read_volume(scan, series_uid)
         source = read_source(scan, series_uid, volume)
-        graded = self.grader.grade(self.grader.processor.preprocess(volume, spacing=self.spacing))
+        inputs = self.grader.processor.preprocess(volume, spacing=self.spacing)
+        graded = self.grader.grade(inputs)
         segmented, structures = None, []
         if self.segmenter is not None:
             segmentation = segment_volume(self.segmenter, volume)
@@ -95,7 +96,9 @@ class Reporter:
         if segmented is not None:
             write_object(folder / "segmentation.dcm", segmented)
         write_object(folder / "report.dcm", make_report(source, results, self.maker, self.keep_identifiers, segmented))
-        page = make_pdf(source, results, self.maker, draw_thumbnail(volume), self.keep_identifiers)
+        shown = None if results.gate == "unlike" else graded
+        picture = draw_thumbnail(shrink_volume(volume), shown, inputs, self.grader.processor)
+        page = make_pdf(source, results, self.maker, picture, self.keep_identifiers)
         write_object(folder / "page.dcm", page)
         (folder / "page.pdf").write_bytes(page.EncapsulatedDocument[: page.EncapsulatedDocumentLength])
         write_json(folder / "report.json", make_fhir(source, results, self.maker, self.keep_identifiers))

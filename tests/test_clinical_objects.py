@@ -15,7 +15,16 @@ import scipy.ndimage
 import torch
 from ctfm import CTFMForSemanticSegmentation, CTFMImageProcessor, read_volume
 from ctfm.__main__ import main
-from ctfm.clinical.codes import FINDINGS, GATE, STRUCTURES, VERDICT, finding_code, private_value, structure_code
+from ctfm.clinical.codes import (
+    FINDINGS,
+    GATE,
+    PROBABILITY,
+    STRUCTURES,
+    VERDICT,
+    finding_code,
+    private_value,
+    structure_code,
+)
 from ctfm.clinical.contours import make_structure_set, trace_outlines
 from ctfm.clinical.measurement_report import make_report
 from ctfm.clinical.results import Results, collect_results
@@ -308,7 +317,8 @@ def test_the_same_study_gives_the_same_uids_and_another_model_others(tmp_path: P
 
 def results_of(volume: Volume, distance: float | None = 0.5) -> Results:
     findings = (
-        {"label": "Pleural effusion", "score": 0.3, "probability": 0.8, "interval": (0.5, 0.9), "verdict": "present"},
+        {"label": "Pleural effusion", "score": 0.3, "probability": 0.8, "interval": (0.5, 0.9), "verdict": "present"}
+        | {"place_mm": [-10.0, 20.0, -35.0]},
         {"label": "Left lung nodule", "score": 0.3, "probability": 0.3, "interval": (0.1, 0.6), "verdict": "not sure"},
         {"label": "Something new", "score": 0.2},
     )
@@ -331,6 +341,9 @@ def test_a_report_reads_back_with_codes_numbers_and_answers(tmp_path: Path) -> N
         ("Lower bound of the 95 % interval", 0.5),
         ("Upper bound of the 95 % interval", 0.9),
     ]
+    (place,) = effusion.get_measurements(PROBABILITY)[0].referenced_coordinates
+    np.testing.assert_allclose(place.value, [[10.0, -20.0, -35.0]])  # LPS
+    assert place.frame_of_reference_uid == dcmread(tmp_path / "scan" / "slice0000.dcm").FrameOfReferenceUID
     (answer,) = effusion.get_qualitative_evaluations(VERDICT)
     assert answer.value.meaning == "Present"
     assert nodule.finding_sites[0].laterality.meaning == "Left"

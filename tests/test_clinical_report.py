@@ -14,8 +14,8 @@ from ctfm.clinical.pdf_report import MAX_FINDINGS, draw_page, make_pdf
 from ctfm.clinical.results import collect_results
 from ctfm.clinical.segmentation_object import write_object
 from ctfm.clinical.source import read_source
+from ctfm.drawing_ctfm import draw_planes
 from ctfm.grading import Graded
-from ctfm.worklist import draw_thumbnail
 from pydicom import dcmread
 from pypdf import PdfReader
 
@@ -40,7 +40,7 @@ def test_the_page_is_one_says_what_was_found_and_is_a_valid_object(
 ) -> None:
     volume = read_volume(scan)
     source = read_source(scan, None, volume)
-    made = make_pdf(source, results_of(volume), MAKER, draw_thumbnail(volume), keep_identifiers)
+    made = make_pdf(source, results_of(volume), MAKER, draw_planes(volume), keep_identifiers)
     write_object(tmp_path / "page.dcm", made)
     back = dcmread(tmp_path / "page.dcm")
     (tmp_path / "page.pdf").write_bytes(back.EncapsulatedDocument[: back.EncapsulatedDocumentLength])

@@ -19,6 +19,7 @@ from ctfm.image_quality import measure_quality
 from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.volume_studies_ctfm import find_studies
 from ctfm.worklist import Worklist, rank, watch
+from PIL import Image
 from transformers import pipeline
 
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
@@ -196,7 +197,41 @@ def test_the_distance_is_that_of_the_space(checkpoint: Path, studies: Path, tmp_
     body = (share > BODY_SHARE * share.max()) & join_crops(vision.dense_features[0].any(-1), geometry.crop_grid)
     assert grader.gate is not None
     expected = grader.gate.distance(scan_features(vision, split_crops(body, geometry.crop_grid)))
-    assert grader.distance_of(vision, inputs) == pytest.approx(expected, rel=1e-5)
+    assert grader.distance_of(vision, grader.find_body(vision, inputs)) == pytest.approx(expected, rel=1e-5)
+
+
+# ---- where a finding is ----
+
+
+def test_a_finding_has_the_place_where_its_map_is_strongest_and_an_absent_one_has_none(
+    studies: Path, checkpoint: Path
+) -> None:
+    grader = Grader(str(checkpoint))
+    inputs = grader.processor(studies / "1.nii")
+    graded = grader.grade(inputs)
+    assert graded.heat is not None
+    places = {finding["label"]: finding.get("place_mm") for finding in graded.findings}
+    assert all((place is None) == (f["verdict"] == "absent") for f in graded.findings for place in [places[f["label"]]])
+    first = next(finding for finding in graded.findings if "place_mm" in finding)
+    (laid,) = grader.processor.to_patient_space(graded.heat[None], inputs)
+    voxel = np.rint(np.linalg.solve(phantom_volume().affine, [*first["place_mm"], 1.0])[:3]).astype(int)
+    assert laid[tuple(voxel)] > 0.9 * laid.max()
+    assert (float(graded.heat.min()), float(graded.heat.max())) == (0.0, 1.0)
+
+
+def test_a_thumbnail_is_red_at_the_place_of_the_finding_and_grey_without_one(
+    studies: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    steep = {"slope": 0.0, "unsure_low": 0.2, "unsure_high": 0.8}
+    absent = write_checkpoint(tmp_path / "absent", Lung_nodule=steep | {"intercept": -3.0})
+    present = write_checkpoint(tmp_path / "present", Lung_nodule=steep | {"intercept": 3.0})
+    for model in (absent, present):
+        worklist.main([str(studies), "--out", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"])
+        pictures = [np.asarray(Image.open(path), int) for path in (tmp_path / "out" / "thumbnails").iterdir()]
+        shutil.rmtree(tmp_path / "out")
+        redness = [(picture[..., 0] - picture[..., 1]).max() for picture in pictures]
+        assert len(redness) == 4
+        assert [bool(red > 100) for red in redness] == [model == present] * 4
 
 
 # ---- a folder that is watched ----
