@@ -25,6 +25,7 @@ import gradio as gr
 from api import add_api
 from cases import load_cases
 from compare_tab import SHOW_BOTH, Comparison, add_compare_tab, translate_comparison
+from hosting import Calls, hosting_routes
 from loading import find_source, load_weights
 from report_tab import add_report_tab, load_checker
 from scan_tab import SHOW, Page, build_scan_tab, connect_scan_tab, restore_scan
@@ -40,11 +41,12 @@ COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1} 
 READ: dict[str, Any] = {"concurrency_id": "read", "concurrency_limit": 2}
 
 
-def build(service: Service, checker: Any) -> gr.Blocks:
-    """The page. `checker` is the trial-report model, None where there is none."""
+def build(service: Service, checker: Any, calls: Calls) -> gr.Blocks:
+    """The page. `checker` is the trial-report model, None where there is none; `calls` counts what is done."""
     cases = load_cases(EXAMPLES)
     pair = {case.key: case for case in cases if case.key in ("earlier", "effusion")}
     with Site(title="CTFM", analytics_enabled=False) as demo:
+        demo.calls = calls
         with gr.Row(elem_classes="head"):
             title = gr.Markdown(f"# {say('en', 'title')}", elem_classes="title")
             language = gr.Radio(
@@ -107,7 +109,7 @@ def translated_word(name: str, text: str) -> dict[str, str]:
     """The property of a component that a text of texts.py becomes."""
     if name == "heading":
         return {"value": f"<h2>{text}</h2>"}
-    return {"value": f"### {text}"} if name == "title" else {name: text}
+    return {"value": f"## {text}"} if name == "title" else {name: text}
 
 
 TABS = ("scan", "compare", "report", "about")
@@ -144,15 +146,16 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, leave)
     try:
         service = Service(load_weights(source), work, GALLERY)
+        calls = Calls()
         served = [service.made, STATIC, GALLERY]
         # Given as they are: otherwise Gradio copies what the Space made to where uploads lie, and serves it from there.
         gr.set_static_paths([*map(str, served)])
         service.start_sweeping()
-        demo = build(service, load_checker(source)).queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
+        demo = build(service, load_checker(source), calls).queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
         demo.launch(
             server_name=options.host,
             server_port=options.port,
-            app_kwargs=app_settings(served),
+            app_kwargs=app_settings(served, hosting_routes(service, calls)),
             mcp_server=True,
             ssr_mode=False,
             run_history=False,  # Gradio would keep every upload and answer in the browser

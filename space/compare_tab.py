@@ -70,10 +70,10 @@ def add_compare_tab(service: Service, pair: dict[str, Case], language: gr.Radio,
         example = gr.Button(say("en", "example_pair"), visible=len(pair) == 2, elem_id="example-pair")
     with gr.Row():
         with gr.Column(min_width=300):
-            prior_title = gr.Markdown(f"### {say('en', 'prior')}")
+            prior_title = gr.Markdown(f"## {say('en', 'prior')}")
             gr.HTML('<div id="viewer-prior" class="ctfm-viewer"></div>', js_on_load=None, apply_default_css=False)
         with gr.Column(min_width=300):
-            current_title = gr.Markdown(f"### {say('en', 'current')}")
+            current_title = gr.Markdown(f"## {say('en', 'current')}")
             gr.HTML('<div id="viewer-current" class="ctfm-viewer"></div>', js_on_load=None, apply_default_css=False)
     changes = gr.HTML(elem_id="changes", apply_default_css=False)
 

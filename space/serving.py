@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 import shutil
+import time
 import traceback
 from collections.abc import Sequence
 from html import escape
@@ -26,6 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hosting import Calls
 from texts import LANGUAGES, say
 from uploads import MAX_UPLOAD_BYTES, UploadError
 
@@ -119,33 +121,43 @@ async def receive_upload(request: Request) -> Response:
     return JSONResponse([str(file) for file in files])
 
 
-def app_settings(folders: Sequence[Path]) -> dict[str, Any]:
-    """What Gradio makes its FastAPI application with; `folders` is what it serves. These routes come before Gradio's own."""
+def app_settings(folders: Sequence[Path], routes: Sequence[Route] = ()) -> dict[str, Any]:
+    """What Gradio makes its FastAPI application with; `folders` is what it serves. The routes come before Gradio's own."""
     return {
         "middleware": [Middleware(Doors, folders=folders)],
-        "routes": [Route("/gradio_api/upload", receive_upload, methods=["POST"])],
+        "routes": [Route("/gradio_api/upload", receive_upload, methods=["POST"]), *routes],
     }
 
 
 class Site(gr.Blocks):
     """Blocks whose every failed call is answered in a sentence, and logged without a value: page, API and MCP end here.
 
-    `language` is the component that says in which language.
+    `language` is the component that says in which language; `calls` counts how calls end.
     """
 
     language: gr.Radio | None = None
+    calls: Calls
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *arguments: Any, **named: Any) -> dict[str, Any]:
+        began, outcome = time.perf_counter(), "cancelled"
         try:
-            return await super().process_api(block_fn, inputs, *arguments, **named)
+            answer = await super().process_api(block_fn, inputs, *arguments, **named)
+            outcome = "done"
+            return answer
         except gr.Error as error:
             error.print_exception = False
+            outcome = "refused"
             raise
         except UploadError as error:
+            outcome = "refused"
             raise tell(self.language_of(block_fn, inputs), error) from None
         except Exception as error:
+            outcome = "failed"
             log_without_values(error)
             raise tell(self.language_of(block_fn, inputs), UploadError("error_internal")) from None
+        finally:
+            function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+            self.calls.add(str(function.name), outcome, time.perf_counter() - began)
 
     def language_of(self, block_fn: Any, inputs: list[Any]) -> str:
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn

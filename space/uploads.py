@@ -66,6 +66,10 @@ class ScanCache:
         self._scans: OrderedDict[str, Scan] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._scans)
+
     def get(self, key: str | None) -> Scan | None:
         with self._lock:
             if key is None or key not in self._scans:

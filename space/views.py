@@ -318,7 +318,7 @@ def describe_probability(language: str, finding: Finding) -> str:
         band = f'<b style="left:{low:.0f}%;width:{high - low:.0f}%"></b>'
     shown = show_share(value, finding.absent_below, finding.present_above)
     bar = f'<span class="bar" aria-hidden="true">{band}<i style="width:{100 * value:.0f}%"></i></span>'
-    interval = f"{say(language, 'interval')} {show_interval(*finding.interval)}"
+    interval = f"{say(language, 'interval')} <span class=line>{show_interval(*finding.interval)}</span>"
     return f"<span class=line>{bar} {shown}</span><br><small>{interval}</small>"
 
 
@@ -355,7 +355,7 @@ def show_share(value: float | None, *thresholds: float | None) -> str:
 
 def show_interval(low: float | None, high: float | None) -> str:
     ends = dict.fromkeys((show_share(low), show_share(high)))
-    return " – ".join(end.replace(" ", "&nbsp;") for end in ends)
+    return " – ".join(ends)
 
 
 def show_metric(metric: Mapping[str, float]) -> str:

@@ -22,6 +22,7 @@ from tests.space_process import HOSTILE, SECRET, Space, hold, letter, run_space,
 from texts import TEXTS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra [dev] is not installed")
 nibabel = pytest.importorskip("nibabel")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
@@ -58,7 +59,9 @@ def browser() -> Iterator[Any]:
 
 
 def visit(browser: Any, space: Space, size: tuple[int, int], is_plain: bool) -> Visit:
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale="en-GB")
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, locale="en-GB", reduced_motion="reduce"
+    )
     context.set_default_timeout(PATIENCE_MS)
     visited = Visit(page=context.new_page(), is_plain=is_plain)
     visited.page.on("request", lambda request: note(visited.strangers, request.url, space.url))
@@ -300,6 +303,33 @@ def test_nothing_is_wider_than_the_screen(looked: Visit) -> None:
             tab.click()
             assert page.evaluate(OVERFLOWING) == [], tab.inner_text()
     page.get_by_role("tab", name=TEXTS["tab_scan"][0]).click()
+
+
+def grave(page: Any) -> list[str]:
+    """What axe-core finds serious or critical on the page as it is."""
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{rule['id']}: {node['target']} {node['html'][:160]} {node['failureSummary'][:200]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_tab(looked: Visit, scheme: str) -> None:
+    page = looked.page
+    page.evaluate("isDark => document.body.classList.toggle('dark', isDark)", scheme == "dark")
+    for key in ("tab_compare", "tab_report", "tab_about", "tab_scan"):
+        if page.get_by_role("tab", name=TEXTS[key][0]).is_visible():
+            page.get_by_role("tab", name=TEXTS[key][0]).click()
+            assert grave(page) == [], (scheme, key)
+
+
+def test_axe_finds_nothing_serious_on_the_first_screen(browser: Any, space: Space) -> None:
+    visited = visit(browser, space, (1280, 900), is_plain=True)
+    assert grave(visited.page) == []
+    visited.page.context.close()
 
 
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, canvas, img, select')].filter((e) =>

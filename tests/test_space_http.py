@@ -177,6 +177,24 @@ def test_the_examples_of_the_card_run(space: Space, tmp_path: Path, monkeypatch:
     assert len(names["series"]) == 2
 
 
+def test_a_host_sees_that_it_is_alive_and_how_calls_ended_and_nothing_of_a_scan(
+    client: Any, space: Space, study: Path
+) -> None:
+    client.predict(files_of(study), api_name="/inspect_scan")
+    outcome(space, "find", [], -1)
+    health = httpx.get(f"{space.url}/health", timeout=None).json()
+    assert health == {"status": "ok", "model": "embedded checkpoint", "answers_findings": True}
+    told = httpx.get(f"{space.url}/metrics", timeout=None)
+    assert told.headers["content-type"].startswith("text/plain; version=0.0.4")
+    counted = dict(line.rsplit(" ", 1) for line in told.text.splitlines() if not line.startswith("#"))
+    assert int(counted['ctfm_space_calls_total{function="inspect_scan",outcome="done"}']) >= 1
+    assert int(counted['ctfm_space_calls_total{function="find",outcome="refused"}']) >= 1
+    assert float(counted['ctfm_space_call_seconds_total{function="inspect_scan"}']) > 0
+    assert int(counted["ctfm_space_scans_in_memory"]) >= 1
+    assert int(counted["ctfm_space_peak_memory_bytes"]) > 2**20
+    assert SECRET not in told.text.upper()
+
+
 # ---- what must not work ----
 
 
