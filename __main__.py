@@ -126,13 +126,14 @@ def run(name: str, module: str, extra: str, arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    from .errors import TableError
     from .volume_scan_ctfm import AmbiguousSeriesError, VolumeError
 
     try:
         return program.main(arguments)
     except AmbiguousSeriesError as error:
         print(f"ctfm: {error}\nChoose one with --series UID.", file=sys.stderr)
-    except (VolumeError, OSError) as error:  # a scan, or a folder or checkpoint that is not there
+    except (VolumeError, TableError, OSError) as error:  # a scan, a table, or a folder or checkpoint that is not there
         print(f"ctfm: {error}", file=sys.stderr)
     return 2
 

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -37,6 +36,7 @@ from .image_processing_ctfm import SPACING_PRESETS, CTFMBatchFeature
 from .precision_ctfm import PRECISIONS
 from .volume_studies_ctfm import Found, find_scans
 from .weights import load_complete
+from .whole_files import written_whole
 
 UNTRAINED = "untrained"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
@@ -260,13 +260,12 @@ def in_batches(items: Iterable[Read], size: int) -> Iterator[list[Read]]:
 
 def save_features(features: dict[str, torch.Tensor], file: Path) -> None:
     """Whole or not at all."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")  # another process may be at the same scan
-    if file.suffix == ".npz":
-        with partial.open("wb") as stream:
-            np.savez(stream, **{name: tensor.numpy() for name, tensor in features.items()})  # pyright: ignore[reportArgumentType]
-    else:
-        save_file(features, partial)
-    os.replace(partial, file)
+    with written_whole(file) as partial:
+        if file.suffix == ".npz":
+            with partial.open("wb") as stream:
+                np.savez(stream, **{name: tensor.numpy() for name, tensor in features.items()})  # pyright: ignore[reportArgumentType]
+        else:
+            save_file(features, partial)
 
 
 def read_features(file: Path) -> dict[str, torch.Tensor]:
@@ -396,8 +395,7 @@ class Manifest:
         fields = [(name, text) for name in ("scan", "series", "model", "features")]
         schema = pa.schema([*fields, *((name, vector) for name in VECTORS)])
         done = (row for row in self.rows.values() if row["status"] == "done" and (out / row["features"]).is_file())
-        partial = out / "features.partial"
-        with pq.ParquetWriter(partial, schema) as writer:
+        with written_whole(out / "features.parquet") as partial, pq.ParquetWriter(partial, schema) as writer:
             for some in in_batches(done, PARQUET_ROWS):
                 rows = []
                 for row in some:
@@ -406,15 +404,12 @@ class Manifest:
                     facts = {name: row[name].encode(errors="replace").decode() for name, _ in fields}
                     rows.append(facts | {name: tensors[name].float().numpy() for name in VECTORS if name in tensors})
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-        os.replace(partial, out / "features.parquet")
 
     def tidy(self) -> None:
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        with self._open(partial, "w") as file:
+        with written_whole(self.path) as partial, self._open(partial, "w") as file:
             writer = csv.DictWriter(file, MANIFEST_FIELDS)
             writer.writeheader()
             writer.writerows(self.rows.values())
-        os.replace(partial, self.path)
 
 
 def load(model_id: str) -> tuple[CTFMModel | CTFMVisionModel, CTFMImageProcessor, str]:

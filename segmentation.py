@@ -42,6 +42,7 @@ from .image_processing_ctfm import CropGeometry, CTFMImageProcessor, resolve_spa
 from .modeling_ctfm import CTFMForSemanticSegmentation, crop_context
 from .volume_ctfm import Volume, VolumeError, read_volume, write_nifti
 from .weights import load_complete
+from .whole_files import write_json
 
 NOTICE = "Research only. Not for diagnosis or any decision about a patient."
 BACKGROUND = "background"
@@ -474,12 +475,6 @@ def write_results(
         picture.save(folder / "preview.png")
     confidence = {segmentation.structures[n]: round(share, 4) for n, share in segmentation.confidence.items()}
     write_json(folder / "segmentation.json", {**facts, "warnings": list(volume.warnings), "confidence": confidence})
-
-
-def write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", errors="surrogateescape")
-    os.replace(partial, path)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ which the nearest are searched (benchmarks/search.py).
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from .installation import how_to_install
+from .whole_files import write_json
 
 try:  # --help and a clear sentence need none of it
     import faiss
@@ -156,9 +156,7 @@ def build_index(features: Path, out: Path, with_crops: bool = False) -> int:
         out / "scans.parquet",
     )
     facts = {"source": source, "scans": len(scans), "model": scans[0]["model"], "vectors": counts}
-    partial = facts_file.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(partial, facts_file)
+    write_json(facts_file, facts)
     return len(scans)
 
 

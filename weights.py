@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+
 INDEX = "model.safetensors.index.json"
 
 
@@ -39,6 +43,18 @@ def list_weights(folder: Path) -> tuple[str, ...]:
     if (folder / "model.safetensors").is_file() or not (folder / INDEX).is_file():
         return ("model.safetensors",)
     return tuple(sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values())))
+
+
+def read_weights(source: str | os.PathLike) -> dict[str, Tensor]:
+    """All tensors of a folder or Hub id by name, however many files they are split over.
+
+    Raises:
+        OSError: there is no such folder or repository, or it holds no weights.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", INDEX]))
+    return {name: tensor for file in list_weights(folder) for name, tensor in load_file(folder / file).items()}
 
 
 def hash_weight_files(folder: Path) -> str:

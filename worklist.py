@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from .image_processing_ctfm import CTFMBatchFeature, CTFMImageProcessor
 from .image_quality import ImageQuality, measure_quality
 from .volume_ctfm import Volume, VolumeError, read_volume
 from .volume_studies_ctfm import Found, find_studies
+from .whole_files import write_json, written_whole
 from .worklist_page import write_page
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ class Worklist:
                 round(far, 3) if far is not None and math.isfinite(far) else None
             )  # JSON knows no infinity
             facts["findings"] = [] if facts["group"] == "unlike" else list(graded.findings)
-        partial = self.file(key).with_suffix(".partial")
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
-        os.replace(partial, self.file(key))
+        write_json(self.file(key), facts)
 
 
 def group_of(graded: Graded) -> str:
@@ -188,11 +186,11 @@ def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_list(out: Path, rows: Sequence[dict[str, Any]], model: str) -> None:
     """worklist.json, worklist.csv and index.html, each whole or not at all."""
-    text = json.dumps({"model": model, "studies": rows}, indent=1) + "\n"
-    partial = out / "worklist.partial"
-    partial.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(partial, out / "worklist.json")
-    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    write_json(out / "worklist.json", {"model": model, "studies": rows})
+    with (
+        written_whole(out / "worklist.csv") as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
         writer.writeheader()
         for row in rows:
@@ -205,7 +203,6 @@ def write_list(out: Path, rows: Sequence[dict[str, Any]], model: str) -> None:
             quality = dict(row.get("quality", {}))
             quality["repairs"] = " ".join(quality.get("repairs", ()))
             writer.writerow(row | quality | top)
-    os.replace(partial, out / "worklist.csv")
     write_page(out / "index.html", rows, model)
 
 

@@ -1,11 +1,12 @@
 """Rows of a worklist -> one static page with thumbnails. It holds no path, name or number of a patient: the key of a study
 leads to its row in worklist.csv."""
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from .whole_files import written_whole
 
 TITLES = {
     "present": "A finding is probably there",
@@ -48,9 +49,8 @@ def write_page(path: Path, rows: Sequence[dict[str, Any]], model: str) -> None:
         + "\n".join(sections)
         + "\n</body></html>\n"
     )
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def format_row(row: dict[str, Any]) -> str:

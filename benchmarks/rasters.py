@@ -10,7 +10,6 @@ voxels than the file holds: the class of the error, or "read" where voxels came 
 
 import argparse
 import json
-import resource
 import struct
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ctfm.benchmarks.own_process import cpu_seconds, status_bytes
 from ctfm.volume_archive_ctfm import tell_kind
 from ctfm.volume_raster_ctfm import read_raster
 
@@ -37,16 +37,6 @@ def read_with(reader: str, path: Path) -> np.ndarray:
 
         return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
     return read_raster(path, tell_kind(path), path.parent).hu
-
-
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def status_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def measure(reader: str, path: Path, warm: Path) -> dict[str, Any]:

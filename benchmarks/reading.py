@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ctfm.benchmarks.own_process import cpu_seconds, status_bytes
 
 PACKAGES = {"simpleitk": "SimpleITK", "pydicom_loop": "pydicom", "dicom2nifti": "dicom2nifti"}
 
@@ -128,16 +128,6 @@ def measure(reader: str, source: str) -> dict[str, float]:
         "memory_gb": round((peak - memory) / 1e9, 3),
         "sum": int(hu.sum(dtype=np.int64)),
     }
-
-
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def status_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def read_ctfm():

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..train.layouts import LAYOUTS, SPLITS, ScanSource, check_columns, read_table
+from ..train.layouts import LAYOUTS, SPLITS, ScanSource
 from ..train.prepare import choose_sources, read_source, read_structures
 from ..train.reports import STATEMENTS, split_sections
 from ..train.shards import Manifest, agree_on_structures
+from ..train.table_files import read_table
 from ..volume_ctfm import Volume, read_segmentation
 from .metrics import FindingTable
 from .protocol import Protocol
@@ -79,7 +80,7 @@ def find_population(protocol: Protocol, sources: Sequence[Path], train_scans: in
     if not test:
         for source in sources:
             if protocol.layout == "csv" and source.is_file():
-                check_columns(source, read_table(source), "split")
+                read_table(source, "split")
         counts = Counter(case.split or "no split" for case in cases)
         raise ValueError(
             f'No scan of {", ".join(map(str, sources))} is of split "{names["test"]}"; there are '

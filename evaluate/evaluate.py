@@ -13,7 +13,6 @@ Intervals are of 1,000 resamples of patients. Everything is seeded: the same com
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,9 @@ import numpy as np
 
 from ..image_processing_ctfm import CTFMBatchFeature
 from ..modeling_ctfm import CTFMForSemanticSegmentation
+from ..segmentation import read_structures
 from ..train.labels import label_names
+from ..whole_files import write_json, written_whole
 from .cases import (
     Case,
     Population,
@@ -37,6 +38,7 @@ from .cases import (
 from .features import Features, Pointer, Texts, encode, image_processor, is_feature_folder, load_encoder
 from .figures import draw_failures, draw_findings, draw_methods, draw_reliability, draw_risk_coverage
 from .frozen import NEIGHBOURS, PENALTIES, Probed, knn_scores, linear_scores, probe_sets
+from .markdown_tables import markdown_table, print_markdown
 from .metrics import (
     MIN_SCANS,
     Estimate,
@@ -433,7 +435,7 @@ def ask_places(protocol: Protocol, population: Population, encoded: Encoded, res
 def ask_segmentation(encoder: str, population: Population, results: Results) -> None:
     """Dice and surface distances of every structure that model and label maps both name, over the scans that have it."""
     model, processor = load_encoder(encoder)
-    outputs = {name.lower(): number for number, name in (model.config.id2label or {}).items()}
+    outputs = {name.lower(): number for number, name in read_structures(model.config, encoder).items()}
     shared = {
         number: outputs[name.lower()] for number, name in population.structures.items() if name.lower() in outputs
     }
@@ -539,12 +541,6 @@ def plain(value: float) -> float | None:
     return round(value, 4) if np.isfinite(value) else None
 
 
-def write_json(path: Path, facts: object) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(partial, path)
-
-
 def report_metrics(metrics: dict[str, Estimate], path: Path) -> dict[str, dict[str, float | int | None]]:
     """Writes and prints them. Returns what was written."""
     found = as_plain(metrics)
@@ -558,9 +554,8 @@ def write_calibration(checkpoint: Path, calibration: dict[str, dict[str, float]]
     """Into config.json: it travels with the weights."""
     path = checkpoint / "config.json"
     facts = json.loads(path.read_text())
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(facts | {"calibration": calibration}, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    with written_whole(path) as partial:  # laid out as save_pretrained does
+        partial.write_text(json.dumps(facts | {"calibration": calibration}, indent=2, sort_keys=True) + "\n")
 
 
 def format_table(results: Results) -> str:
@@ -579,22 +574,17 @@ def format_table(results: Results) -> str:
         ]
         for method in methods
     ]
-    text = format_rows(["", *questions], rows)
+    text = markdown_table(["", *questions], rows)
     rows = [
         [key, format_cell(value), str(value.n)]
         for key, value in metrics.items()
         if not key.startswith("baselines/") and not any(f"/{finding}" in key for finding in found)
     ]
-    text += "\n" + format_rows(["metric", "value (95 % interval)", "n"], rows)
+    text += "\n" + markdown_table(["metric", "value (95 % interval)", "n"], rows)
     columns = [key for key in ("zero_shot", "zero_shot_ensemble", "knn", "linear") if f"{key}/macro_auroc" in metrics]
     rows = [[name, *(format_cell(metrics.get(f"{column}/{name}/auroc")) for column in columns)] for name in found]
-    text += "\n" + format_rows(["AUROC", *columns], rows)
+    text += "\n" + markdown_table(["AUROC", *columns], rows)
     return "\n".join([text, *(f"- {note}" for note in results.notes)]) + "\n"
-
-
-def format_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def format_cell(found: Estimate | None) -> str:
@@ -673,5 +663,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures=given.failures,
         )
     )
-    print(format_table(results))
+    print_markdown(format_table(results))
     return 0

@@ -14,7 +14,6 @@ import csv
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from ..processing_ctfm import CTFMProcessor
 from ..train.checkpoint import load_exported
 from ..volume_ctfm import Volume
 from ..weights import load_complete
+from ..whole_files import written_whole
 from .cases import Case, digest, read_case, read_label_map
 from .metrics import distance_to
 
@@ -324,9 +324,8 @@ def mix_crops(
 
 
 def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    partial = path.with_suffix(f".partial{os.getpid()}")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        save_file(tensors, partial)
 
 
 def join_chunks(chunks: Sequence[Chunk]) -> Features:

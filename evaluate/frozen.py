@@ -28,9 +28,14 @@ class Probed:
     validation_auroc: float
 
 
+def mean_and_spread(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `(f,)` of features `(n, f)`; the latter never 0, so that one may divide by it."""
+    return features.mean(0), features.std(0) + 1e-6
+
+
 def standardize(train: np.ndarray, others: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Features `(n, f)` of mean 0 and spread 1 over `train`."""
-    middle, spread = train.mean(0), train.std(0) + 1e-6
+    middle, spread = mean_and_spread(train)
     return (train - middle) / spread, [(rows - middle) / spread for rows in others]
 
 

@@ -13,6 +13,7 @@ these nine tenths choose its penalty.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..train.layouts import read_table
+from ..errors import TableError
+from ..train.table_files import read_table
 from ..volume_ctfm import read_volume
 from .evaluate import report_metrics
 from .features import histogram, image_processor, load_encoder
@@ -46,15 +48,27 @@ class Nodules:
 
 
 def read_nodules(folder: Path) -> Nodules:
-    """Raises ValueError where a column is missing or a diagnosis is neither word."""
-    rows = read_table(folder / "nodules.csv")
-    missing = [name for name in COLUMNS if not rows or name not in rows[0]]
-    if missing:
-        raise ValueError(f"{folder}/nodules.csv lacks the columns {missing}; it needs {list(COLUMNS)}.")
+    """Raises:
+    TableError: a column or all rows are missing, a diagnosis is neither word, or a diameter is no length.
+    """
+    table = folder / "nodules.csv"
+    rows = read_table(table, *COLUMNS)
+    if not rows:
+        raise TableError(f"{table} has no row.")
     for number, row in enumerate(rows, start=2):
         if row["diagnosis"] not in DIAGNOSES:
-            raise ValueError(
-                f"{folder}/nodules.csv, line {number}: diagnosis {row['diagnosis']!r} is none of {list(DIAGNOSES)}."
+            raise TableError(
+                f"{table}, line {number}: diagnosis {row['diagnosis']!r} is none of {', '.join(DIAGNOSES)}. Write one of "
+                "them, or remove the row."
+            )
+        try:
+            is_length = 0 < float(row["diameter_mm"]) < math.inf
+        except ValueError:
+            is_length = False
+        if not is_length:
+            raise TableError(
+                f"{table}, line {number}: diameter_mm {row['diameter_mm']!r} is no length. Write millimetres, 8.5 for one, or "
+                "remove the row."
             )
     return Nodules(
         files=tuple(folder / "image" / row["file"] for row in rows),

@@ -18,8 +18,9 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
+from ..errors import TableError
 from ..segmentation import load_segmenter
-from ..train.layouts import read_table
+from ..train.table_files import read_table
 from ..volume_ctfm import Volume, read_segmentation, read_volume
 from .evaluate import report_metrics
 from .metrics import Estimate, dice, estimate, mean, resample_patients
@@ -28,6 +29,7 @@ ORGANS: dict[str, dict[str, list]] = json.loads((Path(__file__).parent / "organs
 OTHER_SIDE = {"right lung": "left lung", "left lung": "right lung", "right kidney": "left kidney"} | {
     "left kidney": "right kidney"
 }
+COLUMNS = ("scan", "patient", "segmentation")
 AIR_HU, BODY_HU = -500, -300
 MIN_VOXELS_ML = 1.0
 
@@ -56,11 +58,17 @@ def find_references(segmentation: str, folder: Path, volume: Volume) -> dict[str
 
 def measure(checkpoint: Path, table: Path) -> dict[str, Estimate]:
     """Mean Dice of each organ over scans, with intervals by patient where there are several; and of paired organs the share of
-    predicted voxels that lie in the reference of the other side."""
+    predicted voxels that lie in the reference of the other side.
+
+    Raises:
+        TableError: the table lacks a column or has no row.
+    """
+    rows = read_table(table, *COLUMNS)
+    if not rows:
+        raise TableError(f"{table} has no row.")
     segmenter = load_segmenter(str(checkpoint), device="cpu")
     model, processor = segmenter.model, segmenter.processor
     numbers = {name: number for number, name in segmenter.structures.items()}
-    rows = read_table(table)
     values, exchanged = dict[str, list[tuple[str, float]]](), dict[str, list[tuple[str, float]]]()
     for row in tqdm(rows, disable=not sys.stderr.isatty()):
         volume = read_volume(table.parent / row["scan"])

@@ -18,9 +18,10 @@ import torch
 from tqdm import tqdm
 
 from ..drawing_ctfm import INTENSITY_WINDOWS, draw_planes, join
-from ..train.layouts import read_table
+from ..train.table_files import read_table
 from ..volume_ctfm import VolumeError, read_volume
-from .evaluate import report_metrics, write_json
+from ..whole_files import write_json
+from .evaluate import report_metrics
 from .features import Texts, image_processor, load_encoder, mix_crops, text_maps, unit
 from .figures import draw_over, level_of, with_title
 from .metrics import Estimate, auroc, estimate, mean, resample_patients

@@ -10,7 +10,6 @@ from other seeds: settings and calibration are chosen on them.
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from ..whole_files import written_whole
 from .make import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES, TRAIN_RANGES, Phantom, make_phantom
 
 # Findings that lie in one lung, pleural space or kidney: the table also says on which side ("Left lung nodule").
@@ -122,10 +122,9 @@ def write_mha(voxels: torch.Tensor, phantom: Phantom, path: Path) -> None:
         "ElementType": "MET_UCHAR" if array.dtype == np.uint8 else "MET_SHORT",
         "ElementDataFile": "LOCAL",
     }
-    partial = path.with_suffix(".partial")
     text = "".join(f"{name} = {value}\n" for name, value in header.items())
-    partial.write_bytes(text.encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_bytes(text.encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
 
 
 def write_dataset(dataset: PhantomDataset) -> Path:
@@ -137,8 +136,7 @@ def write_dataset(dataset: PhantomDataset) -> Path:
     structures = {number: name for number, name in SEGMENTATION_NAMES.items() if name != "background"}
     (dataset.folder / "structures.json").write_text(json.dumps(structures, indent=1))
     table = dataset.folder / "table.csv"
-    partial = table.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file, bar:
+    with written_whole(table) as partial, partial.open("w", newline="", encoding="utf-8") as file, bar:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         if dataset.num_workers == 0:
@@ -147,7 +145,6 @@ def write_dataset(dataset: PhantomDataset) -> Path:
         else:
             with ProcessPoolExecutor(dataset.num_workers) as pool:
                 writer.writerows(row for row in pool.map(draw, tasks, chunksize=4) if not bar.update())
-    os.replace(partial, table)
     return table
 
 

@@ -8,11 +8,13 @@ A block starts at a line with `<!-- name -->` and ends before one with `<!-- /na
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+
+from ..evaluate.markdown_tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 Metrics = Mapping[str, Mapping[str, float]]  # key -> value, low, high (95 %), n
@@ -52,10 +54,6 @@ def cell(metric: Mapping[str, float] | None) -> str:
     return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *rows))
-
-
 def results_table(metrics: Metrics) -> str:
     rows = []
     for key, name, aim, more_is_better, least_n in AIMS:
@@ -67,7 +65,7 @@ def results_table(metrics: Metrics) -> str:
         is_reached = metric["value"] >= aim if more_is_better else metric["value"] <= aim
         verdict = "reached" if metric["n"] >= least_n else "reached, of fewer"
         rows.append((name, cell(metric), str(metric["n"]), wish, verdict if is_reached else "**missed**"))
-    return table(("", "Measured (95 % interval)", "n", "Aim", ""), rows)
+    return markdown_table(("", "Measured (95 % interval)", "n", "Aim", ""), rows)
 
 
 def methods_table(metrics: Metrics) -> str:
@@ -82,7 +80,7 @@ def methods_table(metrics: Metrics) -> str:
         "report to scan, R@10": "retrieval/text_to_image/R@10",
     }
     rows = [[name, *(cell(metrics.get(prefix + key)) for key in ways.values())] for name, prefix in prefixes.items()]
-    return table(("", *ways), rows)
+    return markdown_table(("", *ways), rows)
 
 
 def finding_aurocs(metrics: Metrics) -> dict[str, Mapping[str, float]]:
@@ -112,7 +110,7 @@ def findings_table(metrics: Metrics) -> str:
         [name, str(auroc["n"]), *(cell(metrics.get(key.format(name))) for key in ways.values())]
         for name, auroc in findings.items()
     ]
-    return table(("Finding", "n", *ways), rows)
+    return markdown_table(("Finding", "n", *ways), rows)
 
 
 def details_table(metrics: Metrics) -> str:
@@ -125,7 +123,7 @@ def details_table(metrics: Metrics) -> str:
         and not key.startswith(("baselines/", "real_scans/"))
         and findings.keys().isdisjoint(key.split("/"))
     ]
-    return table(("Key in metrics.json", "Value (95 % interval)", "n"), rows)
+    return markdown_table(("Key in metrics.json", "Value (95 % interval)", "n"), rows)
 
 
 def real_scans_table(metrics: Metrics) -> str:
@@ -134,7 +132,7 @@ def real_scans_table(metrics: Metrics) -> str:
         for key, value in metrics.items()
         if key.startswith("real_scans/")
     ]
-    return table(("", "Value (95 % interval)", "n"), rows) if rows else "Not looked at.\n"
+    return markdown_table(("", "Value (95 % interval)", "n"), rows) if rows else "Not looked at.\n"
 
 
 def failures(metrics: Metrics, pictures: Sequence[str]) -> str:
@@ -147,7 +145,7 @@ def failures(metrics: Metrics, pictures: Sequence[str]) -> str:
 def compute_table(run: Mapping[str, object]) -> str:
     """Every single fact of run.json; curves and settings stay in the file."""
     rows = [(name.replace("_", " "), str(fact)) for name, fact in run.items() if not isinstance(fact, list | dict)]
-    return table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def model_index(metrics: Metrics) -> str:

@@ -12,10 +12,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..weights import INDEX, list_weights
+from ..weights import INDEX, list_weights, read_weights
 
 TEXT_TOWER = "text_model."
 SHARDS = (
@@ -31,7 +31,7 @@ def split_weights(folder: Path) -> None:
         FileNotFoundError: the folder holds no weights.
     """
     names = list_weights(folder)
-    weights = {name: tensor for file in names for name, tensor in load_file(folder / file).items()}
+    weights = read_weights(folder)
     if names != SHARDS and any(name.startswith(TEXT_TOWER) for name in weights):
         write_shards(weights, folder)
         for name in names:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .documents import Sentence
+from .markdown_tables import markdown_table
 from .rules import (
     RuleFinding,
     abstract_is_structured,
@@ -276,7 +277,7 @@ SPIRIT = tuple(
 
 def mapping_table() -> str:
     """CONSORT 2010 beside CONSORT 2025 and SPIRIT 2013, in Markdown."""
-    rows = ["| CONSORT 2010 | CONSORT 2025 | SPIRIT 2013 | Item |", "|---|---|---|---|"]
-    for item in CONSORT:
-        rows.append(f"| {item.number} | {item.consort_2025 or '-'} | {', '.join(item.spirit) or '-'} | {item.text} |")
-    return "\n".join(rows) + "\n"
+    return markdown_table(
+        ["CONSORT 2010", "CONSORT 2025", "SPIRIT 2013", "Item"],
+        [(item.number, item.consort_2025 or "-", ", ".join(item.spirit) or "-", item.text) for item in CONSORT],
+    )

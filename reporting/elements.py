@@ -11,6 +11,8 @@ is worded as not found, not as absent. Every element has a sentence that states 
 import re
 from dataclasses import dataclass
 
+from .markdown_tables import markdown_table
+
 _NUMBER = r"(\d+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|single|multi)"
 _TIME = r"(minutes?|hours?|days?|weeks?|months?|years?)"
 
@@ -108,8 +110,8 @@ def find_element(element: Element, evidence: list[str], home: list[str]) -> bool
 
 def elements_table() -> str:
     """Every element, in Markdown; `docs/report_check.md` holds it."""
-    rows = ["| CONSORT 2010 | Elements |", "|---|---|"]
+    rows = list[tuple[str, str]]()
     for item in dict.fromkeys(element.item for element in ELEMENTS):
         names = [f"{element.name}{' (if there are any)' if element.only_if else ''}" for element in elements_of(item)]
-        rows.append(f"| {item} | {', '.join(names)} |")
-    return "\n".join(rows) + "\n"
+        rows.append((item, ", ".join(names)))
+    return markdown_table(["CONSORT 2010", "Elements"], rows)

@@ -34,6 +34,7 @@ from .corpora import (
 )
 from .documents import Sentence
 from .elements import ELEMENTS, elements_of, find_element
+from .markdown_tables import markdown_table
 from .metrics import (
     best_threshold,
     bootstrap_interval,
@@ -480,14 +481,14 @@ def figures_table(results: dict) -> str:
     def span(interval: Sequence[float]) -> str:
         return f"({interval[0]:.2f}-{interval[1]:.2f})"
 
-    def row(name: str, figures: dict) -> str:
+    def row(name: str, figures: dict) -> list[str]:
         cells = [name]
         for level in ("sentence_at_half", "sentence", "article_at_half", "article"):
             mean, interval = figures[level]["fold_mean"], figures[level]["pooled_micro_f1_interval"]
             cells.append(f"{mean['micro_f1']:.3f} ({interval[0]:.3f}-{interval[1]:.3f}) / {mean['macro_f1']:.3f}")
         absent, interval = figures["article"]["missing"], figures["article"]["missing_f1_interval"]
         cells.append(f"{absent['precision']:.2f} / {absent['recall']:.2f} / {absent['f1']:.2f} {span(interval)}")
-        return "| " + " | ".join(cells) + " |"
+        return cells
 
     from scipy.stats import binomtest
 
@@ -495,20 +496,20 @@ def figures_table(results: dict) -> str:
         interval = binomtest(hits, count).proportion_ci(method="wilson") if count else (0.0, 1.0)
         return f"{hits / max(count, 1):.2f} {span(interval)}"
 
-    lines = [
-        "CONSORT-TM, five folds: micro F1 (interval) / macro F1; missing items: precision / recall / F1 (interval).",
-        "",
-        "| | Sentences at 0.5 | Sentences | Articles at 0.5 | Articles | Missing items |",
-        "|---|---|---|---|---|---|",
-    ]
     names = {
         "rules": "Rules alone",
         "tfidf": "TF-IDF, headers, neighbours",
         "embeddings": "Frozen vectors of the start",
     }
-    lines += [row(names[key], results["baselines"][key]) for key in names if key in results.get("baselines", {})]
-    lines.append(row("**This model**", results["model"]))
-    lines.append("| PubMedBERT, 110 M (Jiang et al. 2024) | .71 / .67 | - | .90 / .84 | - | - |")
+    rows = [row(names[key], results["baselines"][key]) for key in names if key in results.get("baselines", {})]
+    rows.append(row("**This model**", results["model"]))
+    rows.append(["PubMedBERT, 110 M (Jiang et al. 2024)", ".71 / .67", "-", ".90 / .84", "-", "-"])
+    head = ("", "Sentences at 0.5", "Sentences", "Articles at 0.5", "Articles", "Missing items")
+    lines = [
+        "CONSORT-TM, five folds: micro F1 (interval) / macro F1; missing items: precision / recall / F1 (interval).",
+        "",
+        *markdown_table(head, rows).splitlines(),
+    ]
     methods, spirit = results["methods2021"], results["spirit_validation"]
     quality = spirit["calibration"]
     half, chosen = methods["at_half"], methods["thresholds_from_the_other_38"]
@@ -531,20 +532,25 @@ def figures_table(results: dict) -> str:
         "missing, and in how many of the 50 articles the annotators found it. Intervals of F1 as above; those of precision and "
         "recall in articles are Wilson's.",
         "",
-        "| Item | Sentences | Articles: precision | recall | F1 | Missing | Articles with it |",
-        "|---|---|---|---|---|---|---|",
     ]
+    head, rows = ("Item", "Sentences", "Articles: precision", "recall", "F1", "Missing", "Articles with it"), []
     for item, table in results["per_item"].items():
         s, a, m = table["sentence"], table["article"], table["missing"]
         absent = f"{m['f1']:.2f}" if m["support"] else "never missing"
         hits = a["support"] - table["wrongly_called_missing"]
         called = hits + table["wrongly_called_reported"]
-        lines.append(
-            f"| {item} | {s['precision']:.2f} / {s['recall']:.2f} / {s['f1']:.2f} {span(s['f1_interval'])} "
-            f"| {share(hits, called)} | {share(hits, a['support'])} "
-            f"| {a['f1']:.2f} {span(a['f1_interval'])} | {absent} | {a['support']} |"
+        rows.append(
+            (
+                item,
+                f"{s['precision']:.2f} / {s['recall']:.2f} / {s['f1']:.2f} {span(s['f1_interval'])}",
+                share(hits, called),
+                share(hits, a["support"]),
+                f"{a['f1']:.2f} {span(a['f1_interval'])}",
+                absent,
+                str(a["support"]),
+            )
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, markdown_table(head, rows)])
 
 
 def write_card(results: dict, card: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from .check import STATUSES, ElementVerdict, Report, Verdict
 from .checklist import CONSORT_2025_NOT_CHECKED, Item
 from .compare import OutcomeMatch
+from .markdown_tables import markdown_table
 
 DISCLAIMER = (
     "It finds statements; it does not judge whether they are true, and it is wrong as often as the figures beside each "
@@ -161,13 +162,8 @@ def markdown(report: Report) -> str:
         "",
     ]
     lines += [f"- {warning}" for warning in report.warnings]
-    lines += [
-        "",
-        "| Item | | Status | Probability | Missing | Where | Such verdicts |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for verdict in report.verdicts:
-        cells = (
+    rows = [
+        (
             verdict.item.number,
             verdict.item.text,
             verdict.status,
@@ -176,8 +172,10 @@ def markdown(report: Report) -> str:
             _places(verdict),
             error_rate(verdict),
         )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        for verdict in report.verdicts
+    ]
+    head = ("Item", "", "Status", "Probability", "Missing", "Where", "Such verdicts")
+    return "\n".join([*lines, "", markdown_table(head, rows)])
 
 
 def as_dict(report: Report) -> dict:
@@ -262,9 +260,7 @@ def write_checklist(report: Report, out: Path) -> None:
     ]
     header = ("Item", "Checklist item", "Reported on page / in section", "Draft evidence (check and delete)")
     if out.suffix.lower() != ".docx":
-        lines = [f"# {report.checklist} checklist", "", f"| {' | '.join(header)} |", "|---|---|---|---|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        out.write_text(f"# {report.checklist} checklist\n\n{markdown_table(header, rows)}", encoding="utf-8")
         return
     import docx
 

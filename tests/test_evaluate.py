@@ -23,9 +23,9 @@ from ctfm.phantom.make import FINDING_NAMES, SEGMENTATION_NAMES, SHIFTED_RANGES,
 from ctfm.pipeline_ctfm import calibrate as calibrate_one
 from ctfm.pipeline_ctfm import finding_prompts
 from ctfm.processing_ctfm import CTFMProcessor
-from ctfm.train.layouts import read_table
 from ctfm.train.prepare import main as prepare
 from ctfm.train.shards import Manifest
+from ctfm.train.table_files import read_table
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -222,7 +222,9 @@ def test_a_classifier_and_a_segmenter_are_asked_what_they_answer(tmp_path: Path,
     for kind in (CTFMForImageClassification, CTFMForSemanticSegmentation):
         torch.manual_seed(0)
         config.id2label = (
-            dict(enumerate(FINDING_NAMES)) if kind is CTFMForImageClassification else {0: "liver", 1: "heart"}
+            dict(enumerate(FINDING_NAMES))
+            if kind is CTFMForImageClassification
+            else {0: "background", 1: "Liver", 2: "heart"}
         )
         kind(config).save_pretrained(tmp_path / kind.__name__)
         processor.save_pretrained(tmp_path / kind.__name__)

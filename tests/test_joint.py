@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMModel
 from ctfm.phantom.make import Phantom, make_phantom
 from ctfm.train import pretrain as program
+from ctfm.train.build import build_config, build_model, build_processor
+from ctfm.train.checkpoint import load_start
 from ctfm.train.drawn import FINDINGS, STRUCTURES
 from ctfm.train.joint import JointConfig, JointObjective, find_codes
 from ctfm.train.pretrain import Run, pretrain
@@ -138,6 +140,16 @@ def test_a_recipe_goes_on_from_a_published_folder(tmp_path: Path, text_start: Pa
         if not name.startswith("organ_head."):  # only training needs it, so it is not published
             stored = name.removeprefix("model.").removeprefix("findings.")
             torch.testing.assert_close(tensor, published[stored].float(), rtol=0, atol=0)
+
+
+def test_a_folder_that_lacks_what_a_joint_phase_goes_on_from_is_refused(tmp_path: Path, text_start: Path) -> None:
+    recipe = tiny_recipe(text_start)
+    config = build_config(recipe, build_processor(recipe, ()).tokenizer)
+    model = build_model(recipe, config)
+    model.save_pretrained(tmp_path)  # neither classifier nor decoder
+    objective = JointObjective(model, recipe.phases["joint"].objective)  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match=r"lacks \d+ weights that this phase goes on from, token_weights"):
+        load_start(str(tmp_path), objective)
 
 
 def test_a_phase_that_cannot_go_on_from_a_folder_is_refused() -> None:

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from ctfm import CTFMImageProcessor, CTFMModel
+from ctfm.__main__ import main as ctfm
 from ctfm.evaluate.nodules import Nodules, cross_score, encode_nodules, main, measure, read_nodules
 
 from tests.tiny import tiny_config
@@ -77,5 +79,28 @@ def test_a_folder_of_nodules_is_measured(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "nodules.json").read_text())
     assert found["nodules/diameter/auroc"]["value"] == 1.0
     write_table(tmp_path / "nodules.csv", [*rows, rows[0] | {"diagnosis": "Unclear"}])
-    with pytest.raises(ValueError, match=r"line 26: diagnosis 'Unclear' is none of \['Benign', 'Malign'\]"):
+    with pytest.raises(ValueError, match=r"line 26: diagnosis 'Unclear' is none of Benign, Malign"):
         read_nodules(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("file,patient,diagnosis\n1.nii,a,Benign\n", 'no column "diameter_mm".*add the column'),
+        ("file,patient,diagnosis,diameter_mm\n", "has no row"),
+        (
+            "file,patient,diagnosis,diameter_mm\n1.nii,a,Unsure,8\n",
+            "line 2: diagnosis 'Unsure' is none of Benign, Malign",
+        ),
+        ("file,patient,diagnosis,diameter_mm\n1.nii,a,Malign,large\n", "line 2: diameter_mm 'large' is no length"),
+    ],
+    ids=["column", "rows", "diagnosis", "diameter"],
+)
+def test_a_table_that_cannot_be_used_is_said_with_its_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, told: str
+) -> None:
+    (tmp_path / "nodules.csv").write_text(table)
+    code = ctfm(["nodules", "model", "--nodules", str(tmp_path), "--out", str(tmp_path / "out")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert re.search(told, line)

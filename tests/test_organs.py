@@ -1,6 +1,7 @@
 """Organs on real scans against label maps: evaluate/organs.py."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ctfm import CTFMForSemanticSegmentation, CTFMImageProcessor, Volume
+from ctfm.__main__ import main as ctfm
 from ctfm.evaluate.organs import lungs_by_threshold, main
 
 from tests.tiny import tiny_config
@@ -55,3 +57,18 @@ def test_an_exchanged_side_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found["organs/left kidney/dice"]["value"] == overlap
         assert found["organs/right kidney/on_the_other_side"]["value"] == 1 - overlap
         assert "organs/liver/dice" not in found  # the reference has none
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [("scan,segmentation\nscan.nii,lungs\n", 'no column "patient".*add the column'), ("scan,patient\n", "has no row")],
+    ids=["column", "rows"],
+)
+def test_a_table_that_cannot_be_used_is_said_with_its_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, told: str
+) -> None:
+    (tmp_path / "organs.csv").write_text(table)
+    code = ctfm(["organs", "model", "--table", str(tmp_path / "organs.csv"), "--out", str(tmp_path / "out")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert re.search(told, line)

@@ -6,12 +6,13 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pytest
 from ctfm import read_volume
+from ctfm.__main__ import main as ctfm
 from ctfm.phantom.dicom_series import write_dicom_series
 from ctfm.train import prepare as preparing
 from ctfm.train.layouts import StatedFacts, find_csv, find_ct_rate, find_inspect, find_merlin, find_nlst
@@ -383,19 +384,10 @@ def test_a_corrected_file_is_believed_before_its_table() -> None:
 
 
 def write_xlsx(path: Path, rows: list[list[str]]) -> None:
-    texts = [text for row in rows for text in row]
-    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    cells = iter(range(len(texts)))
-    lines = [
-        "<row>" + "".join(f'<c r="{"ABCDEF"[i]}{n}" t="s"><v>{next(cells)}</v></c>' for i in range(len(row))) + "</row>"
-        for n, row in enumerate(rows, 1)
-    ]
-    with zipfile.ZipFile(path, "w") as book:
-        shared = "".join(f"<si><t>{text}</t></si>" for text in texts)
-        book.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
-        book.writestr(
-            "xl/worksheets/sheet1.xml", f"<worksheet {space}><sheetData>{''.join(lines)}</sheetData></worksheet>"
-        )
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.worksheets[0].append(row)
+    book.save(path)
 
 
 def test_merlin_is_found(tmp_path: Path) -> None:
@@ -471,6 +463,15 @@ def test_a_cell_that_is_no_label_is_refused_with_its_row_and_column_and_is_not_r
 def test_a_table_without_the_column_path_names_the_columns_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'has no column "path"; its columns are file, Nodule\.'):
         find_csv(write_csv(tmp_path / "t.csv", [{"file": "a.nii", "Nodule": "1"}]))
+
+
+def test_a_command_ends_with_code_2_and_one_line_where_a_table_lacks_a_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scans.csv").write_text("scan,report\na.nii,None.\n")
+    assert ctfm(["prepare", "csv", str(tmp_path / "scans.csv"), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'no column "path"; its columns are scan, report. It needs path: add the column' in line
 
 
 def test_a_published_table_without_a_column_it_must_have_names_those_that_are_there(tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ..configuration_ctfm import CTFMConfig, CTFMVisionConfig
 from ..image_processing_ctfm import CTFMImageProcessor
-from ..modeling_ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation, CTFMModel, CTFMVisionModel
+from ..modeling_ctfm import CTFMModel, CTFMVisionModel
 from ..processing_ctfm import CTFMProcessor
-from ..weights import load_complete
+from ..weights import read_weights
+from ..whole_files import write_json
 from .build import add_adapters
 from .joint import JointObjective
 from .recipes import FineTuning, Recipe
@@ -159,14 +160,21 @@ def load_heads(path: Path, objective: nn.Module) -> None:
 
 def load_start(folder: str, objective: JointObjective) -> None:
     """The weights of a published checkpoint of the same architecture, heads included; the head that only training needs is
-    drawn anew."""
-    as_trained: dict[str, Any] = {"dtype": torch.float32}
-    objective.model.load_state_dict(load_complete(CTFMModel, folder, **as_trained).state_dict())
-    findings = load_complete(CTFMForImageClassification, folder, **as_trained)
-    findings.vision_model = None  # type: ignore[assignment]  # it reads the objective's
-    objective.findings.load_state_dict(findings.state_dict())
-    decoder = load_complete(CTFMForSemanticSegmentation, folder, **as_trained).decoder
-    objective.decoder.load_state_dict(decoder.state_dict())
+    drawn anew.
+
+    Raises:
+        OSError: it lacks weights.
+    """
+    stored = read_weights(folder)
+    parts = ((objective.model, ""), (objective.findings, ""), (objective.decoder, "decoder."))
+    missing = [f"{prefix}{name}" for part, prefix in parts for name in part.state_dict() if prefix + name not in stored]
+    if missing:
+        raise OSError(
+            f"{folder} lacks {len(missing)} weights that this phase goes on from, {missing[0]} for one. Take a checkpoint of "
+            "this architecture that a joint phase trained, with its classifier and decoder."
+        )
+    for part, prefix in parts:
+        part.load_state_dict({name: stored[prefix + name] for name in part.state_dict()})
 
 
 def local_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -207,7 +215,7 @@ def check_recipe(out: Path, recipe: Recipe | FineTuning) -> None:
     path = out / "recipe.json"
     if not path.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=1) + "\n")
+        write_json(path, now)
         return
     before = json.loads(path.read_text())
     history = before.pop("history", [])
@@ -218,9 +226,7 @@ def check_recipe(out: Path, recipe: Recipe | FineTuning) -> None:
     if changes:
         found = find_checkpoints(out / "checkpoints", list(recipe.phases))
         history.append({"from": found[-1].name if found else None, "changes": changes})
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(now | {"history": history}, indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, now | {"history": history})
 
 
 def load_exported(path: Path) -> tuple[CTFMVisionModel | CTFMModel, CTFMImageProcessor | CTFMProcessor]:

@@ -113,12 +113,8 @@ class Schedule:
         return Draw(number=number, source=source, row=row, seed=hash_numbers(self.config.seed, turn, place, 1))
 
     def numbers(self, step: int, rank: int = 0, num_processes: int = 1) -> range:
-        """The samples of one process in a step: `num_processes` contiguous, equal parts of the global batch."""
-        size, left = divmod(self.config.global_batch, num_processes)
-        if left:
-            raise ValueError(f"A global batch of {self.config.global_batch} does not divide among {num_processes}.")
-        first = step * self.config.global_batch + rank * size
-        return range(first, first + size)
+        """See `samples_of_step`."""
+        return samples_of_step(self.config.global_batch, step, rank, num_processes)
 
     def state(self, step: int) -> dict[str, Any]:
         """The position after `step` steps, as plain JSON values; it belongs into a checkpoint."""
@@ -181,6 +177,19 @@ def hash_numbers(*numbers: int) -> int:
     """63 bits that differ for any other numbers."""
     data = ",".join(map(str, numbers)).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
+
+
+def samples_of_step(global_batch: int, step: int, rank: int, num_processes: int) -> range:
+    """Sample numbers of one process in a step: `num_processes` contiguous, equal parts of the global batch.
+
+    Raises:
+        ValueError: the parts are not equal.
+    """
+    size, left = divmod(global_batch, num_processes)
+    if left:
+        raise ValueError(f"A global batch of {global_batch} does not divide among {num_processes}.")
+    first = step * global_batch + rank * size
+    return range(first, first + size)
 
 
 def shuffle(position: int, size: int, seed: int) -> int:

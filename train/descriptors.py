@@ -4,7 +4,6 @@ One safetensors file a shard, in the order of the manifest: 85,689 scans of 36 c
 13 GB. Files appear whole, so a killed run goes on with those that are missing.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ..image_processing_ctfm import CTFMImageProcessor
 from ..modeling_ctfm import CTFMVisionModel
+from ..whole_files import written_whole
 from .data import ScanSample, Schedule, hash_numbers, read_scan
 from .processes import Processes
 from .views import ViewConfig, cut_scans, vary_scan
@@ -67,9 +67,8 @@ def encode_sources(
             found = encode_scan(sample, vision, processor, device, varied, hash_numbers(source, int(row)))
             tensors |= {f"{scan.scan_id}.{name}": tensor for name, tensor in found.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial{processes.rank}")
-        save_file(tensors, partial)
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            save_file(tensors, partial)
     vision.train(was_training)
 
 

@@ -6,7 +6,6 @@ times, from a window of the latest ones, which a folder keeps. Emptying that fol
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +24,8 @@ from ..phantom.dataset import SIDED_NAMES, label
 from ..phantom.geometry import Point, named_rng
 from ..phantom.make import FINDING_ID, FINDING_NAMES, RANDOMISED_RANGES, Phantom, make_phantom
 from ..volume_ctfm import Volume
-from .data import StepBatches, hash_numbers, ignore_signals
+from ..whole_files import written_whole
+from .data import StepBatches, hash_numbers, ignore_signals, samples_of_step
 
 # A voxel's code is its organ's number plus, where a finding covers the organ, FINDING_STEP times what `finding_codes` says.
 FINDING_STEP = 64
@@ -63,11 +63,7 @@ class DrawingSchedule:
         self.config = config
 
     def numbers(self, step: int, rank: int = 0, num_processes: int = 1) -> range:
-        size, left = divmod(self.config.global_batch, num_processes)
-        if left:
-            raise ValueError(f"A global batch of {self.config.global_batch} does not divide among {num_processes}.")
-        first = step * self.config.global_batch + rank * size
-        return range(first, first + size)
+        return samples_of_step(self.config.global_batch, step, rank, num_processes)
 
     def scan(self, number: int) -> int:
         """The scan of a sample: every `repeats`-th is new, the others come from the window before it."""
@@ -251,10 +247,9 @@ def draw_phantom(seed: int) -> Phantom:
 def write_phantom(phantom: Phantom, path: Path) -> None:
     """Whole or not at all, since other processes look for it."""
     facts = {"affine": phantom.affine.tolist(), "labels": label(phantom), "report": str(phantom.report)}
-    partial = path.with_suffix(f".partial{os.getpid()}")
     tensors = {"hu": phantom.hu.contiguous(), "codes": encode_voxels(phantom)}
-    save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
 
 
 def finding_codes() -> dict[str, tuple[int, ...]]:

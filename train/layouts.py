@@ -5,16 +5,14 @@ Nothing is read here but names and tables. A layout that keeps several reconstru
 """
 
 import ast
-import csv
 import re
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree
 
+from ..errors import TableError
 from ..volume_studies_ctfm import ENDINGS, find_scans
+from .table_files import read_table
 
 CT_RATE_NAME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)\.nii\.gz")
 # 25,692 scans have 50,188 reconstructions; files under *_fixed were corrected by the authors (their data_correction_note).
@@ -93,10 +91,9 @@ def find_csv(table: Path) -> list[ScanSource]:
     `{"1": "liver"}`). Every other column is a finding's label: 1 or 0, yes or no, true or false; empty where not stated.
 
     Raises:
-        ValueError: there is no column path, or a split or a label is none of these.
+        TableError: there is no column path, or a split or a label is none of these.
     """
-    rows, sources = read_table(table), []
-    check_columns(table, rows, "path")
+    rows, sources = read_table(table, "path"), []
     for number, row in enumerate(rows, 2):
         uid = row.get("series_uid") or None
         place = f"{table.name}, row {number}"
@@ -296,68 +293,6 @@ LAYOUTS: dict[str, Callable[[Path], list[ScanSource]]] = {
 # --- tables and names ----------------------------------------------------------------------------------------------------
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a .csv, .tsv, .parquet or the first sheet of an .xlsx."""
-    if path.suffix == ".xlsx":
-        return _read_sheet(path)
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        for name, count in Counter(rows.fieldnames or ()).items():
-            if count > 1:
-                raise ValueError(
-                    f'{path} has {count} columns "{name}", of which only one would be read; name them apart.'
-                )
-        return [{key: value or "" for key, value in row.items() if key is not None} for row in rows]
-
-
-def _read_parquet(path: Path) -> list[dict[str, str]]:
-    """Cells as text; the numbers of a `ClassLabel`, whose order is the table's own, as its names."""
-    import pyarrow.parquet as pq  # with datasets takes longer to import than a table without them to read
-    from datasets import ClassLabel, Features
-
-    table = pq.read_table(path)
-    kinds = Features.from_arrow_schema(table.schema)
-    named = {name: kind for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
-    return [
-        {
-            name: "" if value is None else str(named[name].int2str(value) if name in named else value)
-            for name, value in row.items()
-        }
-        for row in table.to_pylist()
-    ]
-
-
-def _read_sheet(path: Path) -> list[dict[str, str]]:
-    space = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
-    with zipfile.ZipFile(path) as book:
-        shared: list[str] = []
-        if "xl/sharedStrings.xml" in book.namelist():
-            items = ElementTree.fromstring(book.read("xl/sharedStrings.xml")).findall("m:si", space)
-            shared = ["".join(part.text or "" for part in item.iterfind(".//m:t", space)) for item in items]
-        sheet = ElementTree.fromstring(book.read("xl/worksheets/sheet1.xml"))
-    rows = []
-    for row in sheet.iterfind(".//m:row", space):
-        cells = {}
-        for cell in row.iterfind("m:c", space):
-            text = "".join(part.text or "" for part in [*cell.iterfind("m:v", space), *cell.iterfind(".//m:t", space)])
-            column = re.sub(r"\d", "", cell.get("r", ""))
-            cells[column] = shared[int(text)] if cell.get("t") == "s" and text else text
-        rows.append(cells)
-    names = rows[0] if rows else {}
-    return [{name: row.get(column, "") for column, name in names.items()} for row in rows[1:]]
-
-
-def check_columns(path: Path, rows: list[dict[str, str]], *needed: str) -> None:
-    """Raises:
-    ValueError: a table lacks a column.
-    """
-    missing = [name for name in needed if rows and name not in rows[0]]
-    if missing:
-        raise ValueError(f'{path} has no column "{missing[0]}"; its columns are {", ".join(rows[0])}.')
-
-
 def read_split(text: str, place: str) -> str:
     """`SPLITS`, however a table spells them.
 
@@ -365,12 +300,12 @@ def read_split(text: str, place: str) -> str:
     'validation'
 
     Raises:
-        ValueError: it is another word.
+        TableError: it is another word.
     """
     word = text.strip().lower()
     word = SPELLINGS.get(word, word)
     if word and word not in SPLITS:
-        raise ValueError(f'{place}: split "{text}" is none of {", ".join(SPLITS)}; leave it empty for a scan of none.')
+        raise TableError(f'{place}: split "{text}" is none of {", ".join(SPLITS)}; leave it empty for a scan of none.')
     return word
 
 
@@ -381,7 +316,7 @@ def read_labels(columns: Mapping[str, str], place: str, unstated: Collection[str
     {'Lung nodule': 1.0, 'Ascites': 0.0}
 
     Raises:
-        ValueError: a cell holds anything else. It is not repeated: a column that is no finding's may name the patient.
+        TableError: a cell holds anything else. It is not repeated: a column that is no finding's may name the patient.
     """
     labels = {}
     for name, text in columns.items():
@@ -390,7 +325,7 @@ def read_labels(columns: Mapping[str, str], place: str, unstated: Collection[str
         if not word or word in unstated:
             continue
         if word not in LABELS:
-            raise ValueError(
+            raise TableError(
                 f'{place}: column "{name}" holds no label. A finding\'s column holds 1 or 0, yes or no, true or false, or '
                 f"nothing where it is not stated; remove columns of anything else. Other columns: {', '.join(TABLE_COLUMNS)}."
             )
@@ -402,8 +337,7 @@ def _by(path: Path | None, key: str, *needed: str) -> dict[str, dict[str, str]]:
     """Rows by one column, the first of equals; no rows where there is no table."""
     found: dict[str, dict[str, str]] = {}
     if path is not None and path.is_file():
-        rows = read_table(path)
-        check_columns(path, rows, key, *needed)
+        rows = read_table(path, key, *needed)
         for row in rows:
             found.setdefault(row[key], row)
     return found
@@ -413,8 +347,7 @@ def _labels_by(path: Path | None, key: str, unstated: Collection[str] = ()) -> d
     """Labels by one column; columns that end in _id name something and are no findings."""
     found: dict[str, dict[str, float]] = {}
     if path is not None and path.is_file():
-        rows = read_table(path)
-        check_columns(path, rows, key)
+        rows = read_table(path, key)
         for number, row in enumerate(rows, 2):
             columns = {name: text for name, text in row.items() if name != key and not name.endswith("_id")}
             found.setdefault(row[key], read_labels(columns, f"{path}, row {number}", unstated))

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.linear_model import Ridge
 
 from ..evaluate.evaluate import calibrate
-from ..evaluate.frozen import PENALTIES, fit_logistic, standardize
+from ..evaluate.frozen import PENALTIES, fit_logistic, mean_and_spread, standardize
 from ..evaluate.metrics import FindingTable, auroc, can_be_measured
 from .survival import concordance, fit_cox
 from .targets import Targets
@@ -37,7 +37,8 @@ def fit_head(features: np.ndarray, targets: Targets, rows: np.ndarray, penalty: 
     """On the given rows. Classes weigh alike however rare they are; a finding of which the rows hold one kind alone gets the
     output 0."""
     values = targets.values[rows]
-    x, _ = standardize(features[rows], [])
+    middle, spread = mean_and_spread(features[rows])
+    x = (features[rows] - middle) / spread
     outputs = 1 if targets.kind == "survival" else len(targets.names)
     weight, bias = np.zeros((outputs, features.shape[1])), np.zeros(outputs)
     if targets.kind == "findings":
@@ -58,14 +59,13 @@ def fit_head(features: np.ndarray, targets: Targets, rows: np.ndarray, penalty: 
         for k, column in enumerate(values.T):
             known = ~np.isnan(column)
             if known.any():
-                spread = column[known].std() or 1.0
-                ridge = Ridge(alpha=1 / penalty).fit(x[known], (column[known] - column[known].mean()) / spread)
-                weight[k] = ridge.coef_ * spread
-                bias[k] = float(ridge.intercept_) * spread + column[known].mean()
+                centre, scale = column[known].mean(), column[known].std() or 1.0
+                ridge = Ridge(alpha=1 / penalty).fit(x[known], (column[known] - centre) / scale)
+                weight[k] = ridge.coef_ * scale
+                bias[k] = float(ridge.intercept_) * scale + centre
     else:
         weight[0] = fit_cox(x, values[:, 0], values[:, 1], penalty)
-    middle, spread = features[rows].mean(0), features[rows].std(0) + 1e-6
-    weight = weight / spread
+    weight = weight / spread  # of the features as they are, no longer standardised
     return LinearHead(weight=weight, bias=bias - weight @ middle, penalty=penalty)
 
 

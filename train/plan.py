@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..configuration_ctfm import CTFMVisionConfig
+from ..evaluate.markdown_tables import markdown_table, print_markdown
 from ..image_processing_ctfm import SPACING_PRESETS, CTFMImageProcessor
 from ..modeling_ctfm import CTFMLocalModel
 from .objective import SelfSupervisedModel
@@ -202,15 +203,22 @@ def tell_storage(recipe: Recipe, assumed: Assumptions, measured: Measured) -> li
         (f"descriptors of {crops} crops a scan, for the first alignment phase", f"{descriptors / 1e9:.0f} GB"),
         ("a checkpoint of self-supervision: student, teacher, two moments", f"{4 * 4 * student / 1e9:.1f} GB"),
     ]
-    return ["| On disk | |", "|---|---|", *(f"| {name} | {size} |" for name, size in rows)]
+    return markdown_table(["On disk", ""], rows).splitlines()
 
 
 def tell_phases(work: list[Work], assumed: Assumptions, measured: Measured) -> list[str]:
-    lines = [
-        f"| Phase, on {PLANNED} nodes of {assumed.gpus_per_node} | steps | batch | TFLOP a step | s a step | bound by | "
-        "read, a node | cores at work, a node | hours | GPU-hours | dollars |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "steps",
+        "batch",
+        "TFLOP a step",
+        "s a step",
+        "bound by",
+        "read, a node",
+        "cores at work, a node",
+        "hours",
+    )
+    head = (f"Phase, on {PLANNED} nodes of {assumed.gpus_per_node}", *columns, "GPU-hours", "dollars")
+    rows = list[tuple[str, ...]]()
     total = 0.0
     for phase in work:
         seconds = time_step(phase, PLANNED, assumed, measured)
@@ -219,24 +227,41 @@ def tell_phases(work: list[Work], assumed: Assumptions, measured: Measured) -> l
         hours = step * phase.steps / HOUR
         gpu_hours = hours * PLANNED * assumed.gpus_per_node
         total += hours
-        lines.append(
-            f"| {phase.name} | {phase.steps:,} | {phase.batch:,} | {phase.flops / 1e12:,.0f} | {step:.3f} | {bound} | "
-            f"{phase.disk_bytes / step / PLANNED / 1e9:.1f} GB/s | "
-            f"{phase.raw_bytes / step / PLANNED / measured.core_bytes:.0f} | {hours:.1f} | {gpu_hours:,.0f} | "
-            f"{gpu_hours * assumed.dollars:,.0f} |"
+        rows.append(
+            (
+                phase.name,
+                f"{phase.steps:,}",
+                f"{phase.batch:,}",
+                f"{phase.flops / 1e12:,.0f}",
+                f"{step:.3f}",
+                bound,
+                f"{phase.disk_bytes / step / PLANNED / 1e9:.1f} GB/s",
+                f"{phase.raw_bytes / step / PLANNED / measured.core_bytes:.0f}",
+                f"{hours:.1f}",
+                f"{gpu_hours:,.0f}",
+                f"{gpu_hours * assumed.dollars:,.0f}",
+            )
         )
     gpu_hours = total * PLANNED * assumed.gpus_per_node
-    lines.append(f"| all | | | | | | | | {total:.1f} | {gpu_hours:,.0f} | {gpu_hours * assumed.dollars:,.0f} |")
-    return lines
+    rows.append(("all", *[""] * 7, f"{total:.1f}", f"{gpu_hours:,.0f}", f"{gpu_hours * assumed.dollars:,.0f}"))
+    return markdown_table(head, rows).splitlines()
 
 
 def tell_nodes(work: list[Work], assumed: Assumptions, measured: Measured) -> list[str]:
     ssl, align = work[0], work[-1]
-    lines = [
-        f"| Nodes | GPUs | crops a GPU | {ssl.name}: s a step, bound by | pairs a GPU | {align.name}: s a step, bound by | "
-        "hours | efficiency | one file system must give |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    first, second = (f"{phase.name}: s a step, bound by" for phase in (ssl, align))
+    head = (
+        "Nodes",
+        "GPUs",
+        "crops a GPU",
+        first,
+        "pairs a GPU",
+        second,
+        "hours",
+        "efficiency",
+        "one file system must give",
+    )
+    rows = list[tuple[str, ...]]()
     hours_of_one = sum(max(time_step(w, 1, assumed, measured).values()) * w.steps for w in work) / HOUR
     for nodes in NODES:
         gpus = nodes * assumed.gpus_per_node
@@ -251,16 +276,14 @@ def tell_nodes(work: list[Work], assumed: Assumptions, measured: Measured) -> li
             cells.append((share, f"{seconds[bound]:.3f}, {bound}"))
         (own, step), (pairs, last) = cells[0], cells[-1]
         enough = "" if reading <= assumed.shared_bytes else f" (more than {assumed.shared_bytes / 1e9:.0f})"
-        lines.append(
-            f"| {nodes} | {gpus} | {own} | {step} | {pairs} | {last} | {hours:.1f} | {hours_of_one / hours / nodes:.0%} | "
-            f"{reading / 1e9:.0f} GB/s{enough} |"
-        )
-    return lines
+        efficiency, read = f"{hours_of_one / hours / nodes:.0%}", f"{reading / 1e9:.0f} GB/s{enough}"
+        rows.append((str(nodes), str(gpus), own, step, pairs, last, f"{hours:.1f}", efficiency, read))
+    return markdown_table(head, rows).splitlines()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
         prog="ctfm plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args(arguments)
-    print(format_plan(large(), Assumptions(), read_measured()))
+    print_markdown(format_plan(large(), Assumptions(), read_measured()))
     return 0

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from ..volume_ctfm import AIR_HU, GeometryError, NotCTError, Volume, VolumeError, read_segmentation, read_volume
 from ..volume_scan_ctfm import ScanWarning
+from ..whole_files import written_whole
 from .layouts import LAYOUTS, ScanSource, StatedFacts
 from .shards import BLOCK, ShardWriter, shard_name, write_manifest
 
@@ -480,12 +481,10 @@ def write_links(path: Path, sources: Iterable[ScanSource], key: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from ..volume_ctfm import AIR_HU
+from ..whole_files import written_whole
 
 Box = tuple[int, int, int]
 
@@ -285,9 +286,7 @@ def agree_on_structures(tables: Mapping[str, Mapping[int, str]]) -> dict[int, st
 
 def write_manifest(path: Path, rows: Iterable[dict]) -> None:
     """Writes rows of `MANIFEST_SCHEMA`, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file, pa.ipc.new_file(file, MANIFEST_SCHEMA) as writer:
+    with written_whole(path) as partial, partial.open("wb") as file, pa.ipc.new_file(file, MANIFEST_SCHEMA) as writer:
         remaining = iter(rows)
         while some := list(itertools.islice(remaining, 65536)):
             writer.write_batch(pa.RecordBatch.from_pylist(some, schema=MANIFEST_SCHEMA))
-    os.replace(partial, path)

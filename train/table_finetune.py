@@ -30,14 +30,15 @@ from ..embedding import add_model_argument
 from ..modeling_ctfm import CTFMForImageClassification
 from ..processing_ctfm import CTFMProcessor
 from ..volume_scan_ctfm import VolumeError
+from ..whole_files import write_json
 from .finetune import ScanLabels, fine_tune, load_trained
 from .labels import answer, grade
-from .layouts import check_columns, read_table
 from .linear_head import MAIN_METRIC, calibrate_head, measure
 from .prepare import PrepareConfig, prepare
 from .pretrain import Run, prepare_process
 from .recipes import FINE_TUNINGS, FineTuning, OptimizerConfig
 from .shards import Manifest
+from .table_files import read_table
 from .table_probe import inputs_of
 from .targets import Question, Targets, add_question_arguments, read_question, read_targets, split_patients
 
@@ -123,13 +124,12 @@ def build_recipe(teaches: str, question: Question, given: argparse.Namespace, nu
 
 def run_table(teaches: str, question: Question, given: argparse.Namespace) -> dict[str, Any] | None:
     """Metrics of a run that is finished; None where a signal ended it."""
-    rows = read_table(given.table)
+    rows = read_table(given.table, "path", *(("segmentation",) if teaches == "segmentation" else ()))
     targets = None
     if teaches == "findings":
         targets = read_targets(given.table, question, given.seed)
         splits, columns = targets.splits, targets.names if targets.kind == "findings" else ()
     else:
-        check_columns(given.table, rows, "path", "segmentation")
         stated = [row.get("split", "") for row in rows]
         splits, columns = split_patients([row.get("patient") or row["path"] for row in rows], stated, given.seed), ()
     label_maps = [given.table.parent / row["segmentation"] for row in rows if row.get("segmentation")]
@@ -267,9 +267,7 @@ def main(arguments: Sequence[str]) -> int:
     if metrics is None:
         print(f"Not finished; the same command goes on in {given.out}.")
         return 0
-    partial = given.out / "metrics.partial"
-    partial.write_text(json.dumps(metrics, indent=1) + "\n")
-    os.replace(partial, given.out / "metrics.json")
+    write_json(given.out / "metrics.json", metrics)
     name = MAIN_METRIC[question.kind] if teaches == "findings" else "macro_dice"
     for split in ("validation", "test"):
         value = metrics[split].get(name)

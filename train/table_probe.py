@@ -15,7 +15,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,11 +26,13 @@ import torch
 
 from ..configuration_ctfm import CTFMConfig
 from ..embedding import Manifest, add_model_arguments, embed_found, fingerprint, read_features, weight_files
+from ..errors import TableError
 from ..modeling_ctfm import CTFMForImageClassification
 from ..processing_ctfm import CTFMProcessor
 from ..volume_scan_ctfm import VolumeError
 from ..volume_studies_ctfm import Found
 from ..weights import load_complete
+from ..whole_files import write_json
 from .linear_head import MAIN_METRIC, LinearHead, calibrate_head, choose_head, few_shot, measure
 from .survival import baseline_hazard
 from .targets import PROBLEM_TYPES, Targets, add_question_arguments, read_question, read_targets
@@ -181,13 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1 if metrics["scans_failed"] else 0
         metrics = probe(given.table, targets, given.out, given.model, given.spacing, given.draws)
     except ValueError as error:
-        if isinstance(error, VolumeError):
+        if isinstance(error, VolumeError | TableError):  # which every command tells in the same way
             raise
         print(f"ctfm: {error}", file=sys.stderr)
         return 2
-    partial = done.with_suffix(".partial")
-    partial.write_text(json.dumps(metrics | {"inputs": key}, indent=1) + "\n")
-    os.replace(partial, done)
+    write_json(done, metrics | {"inputs": key})
     print(describe(metrics, given.out))
     return 1 if metrics["scans_failed"] else 0
 

@@ -10,7 +10,6 @@ finding: absent, present, or null where nothing is stated. The manifest stays wh
 that every loader process shares it.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ..evaluate.metrics import FindingTable
+from ..whole_files import written_whole
 from .layouts import LABELS, SPLITS
 
 UNASSIGNED = "unassigned"  # the split of scans that are of none
@@ -85,10 +85,9 @@ def write_tables(folder: Path, scans: Sequence[Mapping[str, Any]], labels: Seque
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], features: Features) -> None:
     """Rows of a typed table, whole or not at all; what is no column of it is left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     some = [{name: row[name] for name in features} for row in rows]
-    pq.write_table(pa.Table.from_pylist(some, schema=features.arrow_schema), partial)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        pq.write_table(pa.Table.from_pylist(some, schema=features.arrow_schema), partial)
 
 
 def finding_columns(table: Dataset) -> list[str]:

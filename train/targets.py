@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import TableError
 from ..evaluate.metrics import FindingTable
-from .layouts import TABLE_COLUMNS, check_columns, read_labels, read_split, read_table
+from .layouts import TABLE_COLUMNS, read_labels, read_split
+from .table_files import read_table
 
 KINDS = ("findings", "one_of", "value", "survival")
 VALIDATION_SHARE, TEST_SHARE = 0.15, 0.15
@@ -89,10 +91,9 @@ def read_targets(table: Path, question: Question, seed: int = 0) -> Targets:
         ValueError: a column is missing, a cell holds what is no target, or nothing can be learnt; row, column and cure are
             named, and of a cell its value where it is no name.
     """
-    rows = read_table(table)
+    rows = read_table(table, "path", *question.columns)
     if not rows:
-        raise ValueError(f"{table} has no row.")
-    check_columns(table, rows, "path", *question.columns)
+        raise TableError(f"{table} has no row.")
     if empty := [number for number, row in enumerate(rows, 2) if not row["path"].strip()]:
         raise ValueError(f"{table.name}, row {empty[0]}: path is empty.")
     patients = tuple(row.get("patient") or row["path"] for row in rows)
