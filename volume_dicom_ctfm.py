@@ -248,6 +248,7 @@ def _stack_affine(slices: tuple[Slice, ...], slots: list[int], places: np.ndarra
     line = positions[-1] - positions[0]
     expected = positions[0] + np.outer(places[slots] / places[-1], line)
     aside = float(np.abs(positions - expected).max())
+    # Of a tilted gantry the line is oblique to the slices and still straight; positions are rounded by up to half a pixel.
     if aside > max(0.5 * min(first.pixel_spacing), 2 * SAME_POSITION_MM):
         raise GeometryError("the slices do not lie on a straight line", value=f"one is {aside:.2f} mm aside")
     if abs(first.normal @ line) < 0.7 * np.linalg.norm(line):
@@ -433,6 +434,7 @@ def _to_hounsfield(stored: np.ndarray, one: Slice) -> tuple[np.ndarray, int]:
         in_hu = [value * one.slope + one.intercept for value in padding]
         corners = stored[[0, 0, -1, -1], [0, -1, 0, -1]]
         outside = (corners >= padding[0]) & (corners <= padding[1])
+        # Some exports name a padding value that tissue has too, 0 for one.
         if not (max(in_hu) < -900 or min(in_hu) > 3000) and not outside.all():
             padding = None
     num_padded = 0

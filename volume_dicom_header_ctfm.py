@@ -89,7 +89,9 @@ MAP_PHRASES = re.compile(
 )
 MONOENERGETIC = re.compile(r"kev\b|\bmono")
 DIFFERENCE = re.compile(r"\b(difference|subtraction|subtracted|ratio)\b")
+# US: unspecified (PS3.3 C.11.1.1.2), which some scanners write of plain CT; the tag may be absent where the unit is HU.
 HU_RESCALE_TYPES = ("HU", "US", "", "HU_MOD")
+# Hounsfield units in UCUM.
 HU_UNITS = ("hnsf'u", "[hnsf'u]")
 REFORMAT_WORDS = {
     "MPR",
@@ -161,7 +163,7 @@ COLLISION_TAGS = {
 START_NAMES = ("acquisition time", "acquisition datetime", "frame datetime")  # when a slice was scanned
 IMAGE_TIME_NAMES = ("content time", "trigger time")  # when it was reconstructed, or since the heart beat
 
-PATIENT_TAGS = (0x0010_0020, 0x0010_0010, 0x0010_0030)
+PATIENT_TAGS = (0x0010_0020, 0x0010_0010, 0x0010_0030)  # ID, name and birth date: each alone is missing somewhere
 # fmt: off
 PLAIN_TAGS = (
     0x0008_0005, 0x0008_0016, 0x0008_0018, 0x0008_0060, 0x0008_0070, 0x0018_0015, 0x0018_0088, 0x0018_1120, 0x0018_1210,
@@ -286,15 +288,18 @@ def read_header(path: Path) -> list[Slice] | str:
         with path.open("rb") as file:
             head = file.read(1024)
             file.seek(0)
-            deflated = DEFLATED.encode() in head[:1024]
+            deflated = (
+                DEFLATED.encode() in head[:1024]
+            )  # the file meta information names it and is never deflated itself
             if deflated:
                 data = io.BytesIO(inflate(data_set_bytes(file.read(), path.name), path.name))
                 data_set = read_dataset(data, False, True, stop_when=_at_pixels, specific_tags=_tags())
                 syntax, offset = DEFLATED, data.tell()
             else:
+                # force: many exports leave out the preamble and "DICM".
                 data_set = dcmread(file, stop_before_pixels=True, specific_tags=_tags(), force=True)
                 syntax, offset = _transfer_syntax(data_set), file.tell()
-                if len(file.read(8)) < 8:
+                if len(file.read(8)) < 8:  # tag and length of the pixel data
                     offset = -1
         header = _Header(data_set, path, syntax, offset)
         if header.is_directory:
@@ -325,6 +330,7 @@ def _transfer_syntax(data_set: "FileDataset") -> str:
     if value:
         text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
         return text.strip("\0 ")
+    # Without file meta information the encoding is what pydicom found by trying.
     implicit, little = data_set.original_encoding
     return IMPLICIT if implicit else (EXPLICIT if little else BIG_ENDIAN)
 
@@ -374,6 +380,7 @@ class _Header:
         yield self._data_set
 
     def text(self, tag: int, frame: int | None = None) -> str:
+        # Codes and numbers: latin-1 has a character for every byte, so a damaged value fails where it is used.
         return self.raw(tag, frame).decode("latin-1").strip("\0 \t\r\n")
 
     def words(self, tag: int, frame: int | None = None) -> list[str]:
@@ -432,6 +439,7 @@ class _Header:
 
     def patient(self) -> str:
         """A key that tells patients apart and cannot be read back."""
+        # Archives differ in case and in "^" or blanks between the parts of one name.
         parts = [b" ".join(self.raw(tag).upper().replace(b"^", b" ").split()).strip(b"\0 ") for tag in PATIENT_TAGS]
         return hashlib.blake2b(b"\n".join(parts)).hexdigest()
 
@@ -508,6 +516,7 @@ def _never_reason(header: _Header, frame: int, image_type: list[str]) -> str:
     placed = header.raw(0x0020_0032, frame) and header.raw(0x0020_0037, frame) and header.raw(0x0028_0030, frame)
     if header.text(0x0008_0016).startswith(SECONDARY_CAPTURE) and not placed:
         return "secondary capture"
+    # Where the file ends before its pixels, its place may have been lost with them: an error, and no image without a place.
     if not placed and header.offset >= 0:
         return NO_PLACE
     return ""
@@ -518,6 +527,7 @@ def _named_map(header: _Header, frame: int, image_type: list[str]) -> str:
     rescale_type = header.label(0x0028_1054, frame).strip().upper()
     if rescale_type not in HU_RESCALE_TYPES:
         return f"rescale type {rescale_type}"
+    # Values 1 and 2 of the image type are ORIGINAL or DERIVED and PRIMARY or SECONDARY (PS3.3 C.7.6.1.1.2).
     is_derived = "DERIVED" in image_type[:1]
     named = (MAP_WORDS | DERIVED_MAP_WORDS if is_derived else MAP_WORDS) & set(image_type[2:])
     phrases = [word.replace("_", " ").lower() for word in image_type[2:]]
@@ -571,13 +581,14 @@ def _read_place(header: _Header, frame: int) -> tuple:
         raise GeometryError("implausible slice position", file=file, value=position)
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
+    # Exports round the cosines.
     if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
         raise GeometryError("the rows and columns of the slice are not at right angles", file=file, value=orientation)
     orientation = (*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist())
     slope = (header.numbers(0x0028_1053, 1, frame) or (1.0,))[0]
     intercept = (header.numbers(0x0028_1052, 1, frame) or (0.0,))[0]
     check_rescale(slope, intercept, file)
-    if header.items(0x0028_3000):
+    if header.items(0x0028_3000):  # Modality LUT Sequence, which may stand in place of the rescale (PS3.3 C.11.1)
         raise UnsupportedFormatError("a lookup table instead of rescale slope and intercept", file=file)
     return position, orientation, pixel_spacing, slope, intercept
 
@@ -589,6 +600,7 @@ def _pixel_layout(header: _Header) -> PixelLayout:
     stored = header.short(0x0028_0101, allocated)
     signed = header.short(0x0028_0103, 0) == 1
     code = header.order + ("h" if signed else "H")
+    # Pixel Padding Value, and the other end of a range, which means nothing without it (PS3.3 C.7.5.1.1.2).
     limits = [struct.unpack(code, raw[:2])[0] for tag in (0x0028_0120, 0x0028_0121) if len(raw := header.raw(tag)) >= 2]
     return PixelLayout(
         path=header.path,

@@ -141,6 +141,7 @@ def _read_native(layout: PixelLayout) -> Iterator[np.ndarray]:
                 value=f"{expected} bytes expected, {max(0, min(length, size - start))} there",
                 cure="Copy or download the file again.",
             )
+        # Values have an even length (PS3.5 7.1.1) and some writers pad further, so a short rest is no other picture.
         if length - expected > max(64, layout.columns) and not _is_zero(
             file, data, start + expected, length - expected
         ):
@@ -204,10 +205,11 @@ def _read_compressed(layout: PixelLayout) -> Iterator[np.ndarray]:
         file.seek(layout.offset)
         content = file.read()
     length, start = _element_length(content[:12], layout)
-    if length != 0xFFFFFFFF:
+    if length != 0xFFFFFFFF:  # encapsulated pixels always have an undefined length (PS3.5 A.4)
         raise DamagedFileError("compressed pixel data of defined length", file=name)
     content = content[start - layout.offset :]
     fragments = _fragments(content, name)
+    # The first item is the Basic Offset Table, and each frame has one fragment at least (PS3.5 A.4).
     if len(fragments) - 1 < layout.num_frames:
         raise DamagedFileError(
             "fewer compressed frames than announced", file=name, value=f"{len(fragments) - 1} of {layout.num_frames}"
@@ -280,6 +282,7 @@ def _sample_values(decoded: bytes, layout: PixelLayout, stream: "Codestream | No
 
 def _fragments(content: bytes, file: str) -> list[tuple[int, int]]:
     """(start, size) of the offset table and of every fragment; an item without its end is a truncated file."""
+    # Item (FFFE,E000) and Sequence Delimitation Item (FFFE,E0DD): little endian in every encapsulated syntax (PS3.5 A.4).
     at, fragments = 0, []
     while content[at : at + 4] == b"\xfe\xff\x00\xe0":
         size = int.from_bytes(content[at + 4 : at + 8], "little")
@@ -357,7 +360,7 @@ def _read_codestream(stream: bytes) -> Codestream | None:
             process=JPEG_2000_MARKER,
             rows=bottom - top,
             columns=right - left,
-            precision=(stream[42] & 0x7F) + 1,
+            precision=(stream[42] & 0x7F) + 1,  # Ssiz: a sign bit, then the depth less one (T.800 A.5.1)
             components=int.from_bytes(stream[40:42], "big"),
             is_signed=stream[42] >= 0x80,
         )
@@ -401,10 +404,12 @@ def _is_sound_jpeg(stream: bytes) -> bool:
                 return False
             tables |= found
         elif marker == 0xDB:
+            # Whole tables: 64 entries of 8 bits behind a byte, up to four, or of 16 bits, up to two (T.81 B.2.4.1).
             if len(segment) not in (65, 130, 195, 260, 129, 258):
                 return False
         elif marker == 0xDA:
             sound = len(segment) == 6 and segment[0] == 1 and segment[2] >> 4 in tables and frames == 1
+            # In coded data FF is followed by a stuffed 00 or is a restart marker D0 to D7; anything else ends it (T.81 B.1.1).
             rest = re.search(rb"\xff+[^\x00\xff\xd0-\xd7]", stream[end:])
             return sound and rest is not None and rest.group().endswith(b"\xd9")
         elif not (0xE0 <= marker <= 0xEF or marker in (0xFE, 0xDD)):
@@ -420,11 +425,14 @@ def _huffman_tables(segment: bytes) -> set[int]:
         free = 1
         for count in counts:
             free = 2 * free - count
-            if free < 0:
+            if free < 0:  # more codes of this length than the shorter ones leave
                 return set()
         symbols = segment[17 : 17 + sum(counts)]
-        if len(counts) < 16 or len(symbols) < sum(counts) or segment[0] & 0xEC or sum(counts) > 256:
+        if (
+            len(counts) < 16 or len(symbols) < sum(counts) or segment[0] & 0xEC or sum(counts) > 256
+        ):  # class 0 or 1, slot 0 to 3
             return set()
+        # The symbols of a DC table are numbers of bits of a difference: 16 at most (T.81 H.1.2.2).
         if segment[0] < 16 and any(symbol > 16 for symbol in symbols):
             return set()
         tables.add(segment[0])

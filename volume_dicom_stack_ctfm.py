@@ -18,8 +18,8 @@ import numpy as np
 from .volume_dicom_header_ctfm import ACQUISITION_TAGS, COLLISION_TAGS, IMAGE_TIME_NAMES, NO_PLACE, START_NAMES, Slice
 from .volume_scan_ctfm import AmbiguousSeriesError, GeometryError, NotCTError, SeriesInfo, VolumeError
 
-SHORT_STACK = 5
-SAME_POSITION_MM = 0.01
+SHORT_STACK = 5  # bolus tracking and test slices come as series of a few
+SAME_POSITION_MM = 0.01  # positions are decimal texts of 16 characters, which archives round
 MAX_STACKS = 500
 MAX_SHARED_SLICES = 3
 WHOLE = "#whole"
@@ -148,12 +148,13 @@ def _are_parts_of_one(parts: list[list[Slice]]) -> bool:
 def _looks_alike(first: Slice, other: Slice) -> bool:
     turned = max(abs(a - b) for a, b in zip(first.orientation, other.orientation, strict=True))
     scaled = max(abs(a / b - 1) for a, b in zip(first.pixel_spacing, other.pixel_spacing, strict=True))
-    return turned < 0.005 and scaled < 0.001
+    return turned < 0.005 and scaled < 0.001  # what rounding on export does to slices of one scan
 
 
 def _split_acquisitions(group: list[Slice]) -> list[list[Slice]]:
     places = places_along_normal(group)
     collides = len(np.unique(places)) < len(group)
+    # What the scanner numbered goes before times, and times of scanning before those that a reconstruction or export writes.
     parts = (
         _split_by_value(group, places, ACQUISITION_TAGS)
         or _split_passes(group, places, START_NAMES, collides)
@@ -199,6 +200,7 @@ def _split_passes(group: list[Slice], places: np.ndarray, names: Iterable[str], 
     table turns back. Empty where that does not explain them."""
     for name in names:
         times = [one.marks[name].strip(b"\0 ") for one in group]
+        # DICOM times, HHMMSS.FFFFFF and YYYYMMDDHHMMSS.FFFFFF, order as numbers; one with a time zone is left to other tags.
         if not all(time.replace(b".", b"", 1).isdigit() for time in times) or len(set(times)) < 2:
             continue
         ordered = sorted(range(len(group)), key=lambda index: (float(times[index]), int(places[index])))

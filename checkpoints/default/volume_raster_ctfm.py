@@ -333,7 +333,7 @@ def _nifti_from_fields(
     if not 1 <= num_axes <= 7:
         raise DamagedFileError("implausible number of dimensions", file=name, value=num_axes)
     shape: tuple[int, ...] = fields.dim[1 : num_axes + 1]
-    while len(shape) > 3 and shape[-1] == 1:
+    while len(shape) > 3 and shape[-1] == 1:  # many converters write one volume as a time series of length one
         shape = shape[:-1]
     if len(shape) > 3:
         raise NotCTError("more than one volume in the file", file=name, value=shape, cure="Pass one 3-D volume.")
@@ -353,7 +353,9 @@ def _nifti_from_fields(
         dtype=np.dtype(order + NIFTI_TYPES[fields.datatype]),
         affine=affine,
         data_file=data_file,
-        offset=max(data_start, int(fields.offset)),
+        offset=max(
+            data_start, int(fields.offset)
+        ),  # some tools write 0 where the standard wants what follows the header
         compression="deflate" if compressed else "",
         whole_file_compressed=compressed,
         slope=float(slope),
@@ -388,7 +390,7 @@ def _nifti_affine(
                 + ("that of the sform was used." if has_sform else "its sign was ignored."),
             )
         )
-    scale = NIFTI_UNITS_MM.get(fields.units & 7, 1.0)
+    scale = NIFTI_UNITS_MM.get(fields.units & 7, 1.0)  # the bits above are of time
     if has_sform and qform is not None:
         affine, form = _choose_form(fields, sform, qform, sizes, shape, scale, warnings)
         checks = (f"geometry from the {form}",)
@@ -500,7 +502,7 @@ def _sform_with_sizes(
 def _quaternion_affine(fields: NiftiFields, pixdim: np.ndarray) -> np.ndarray | None:
     """None where the quaternion is none: not finite, or longer than one."""
     b, c, d = fields.quaternion[:3]
-    if not np.isfinite(fields.quaternion).all() or b * b + c * c + d * d > 1.01:
+    if not np.isfinite(fields.quaternion).all() or b * b + c * c + d * d > 1.01:  # float32 rounds
         return None
     a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
     norm = np.sqrt(a * a + b * b + c * c + d * d)
@@ -514,7 +516,7 @@ def _quaternion_affine(fields: NiftiFields, pixdim: np.ndarray) -> np.ndarray | 
     )
     affine = np.eye(4)
     affine[:3, :3] = rotation * pixdim
-    if fields.pixdim[0] < 0:
+    if fields.pixdim[0] < 0:  # qfac of the NIfTI-1 header: a rotation cannot mirror, so the sign of z stands here
         affine[:3, 2] *= -1
     affine[:3, 3] = fields.quaternion[3:6]
     return affine
@@ -535,6 +537,7 @@ def _meta_layout(path: Path, folder: Path) -> Layout:
         raise UnsupportedFormatError("MetaImage with text voxels", file=name, cure="Save it as binary.")
     shape = _sizes(tags.get("DimSize", ""), "DimSize", name)
     warnings = []
+    # Old writers have the size of a voxel alone. The keys below are synonyms in MetaIO, the library of ITK.
     spacing_text = tags.get("ElementSpacing", tags.get("ElementSize", ""))
     spacing = _numbers(spacing_text, 3, "ElementSpacing", name)
     if spacing.min() <= 0:
@@ -560,7 +563,7 @@ def _meta_layout(path: Path, folder: Path) -> Layout:
         raise UnsupportedFormatError("MetaImage in several data files", file=name, cure="Save it as one file.")
     data_file = path if local else _data_path(data_name, path, folder)
     offset = end if local else int(_numbers(tags.get("HeaderSize", "0"), 1, "HeaderSize", name)[0])
-    if offset < 0:
+    if offset < 0:  # HeaderSize -1: of any length, the voxels end the file
         offset = data_file.stat().st_size - int(np.prod(shape, dtype=object)) * dtype.itemsize
     return Layout(
         kind="metaimage",
@@ -653,6 +656,7 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
         if not text:
             return fields, end
         key, colon, value = text.partition(": ")
+        # "key:=value" is the user's own, and none of the format's fields.
         if colon and not text.startswith("#") and ":=" not in key:
             fields[key.strip().lower()] = value.strip()
     if end == len(head) < MAX_HEADER_BYTES and ("data file" in fields or "datafile" in fields):
@@ -662,7 +666,9 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
 
 def _nrrd_affine(fields: dict[str, str], name: str) -> tuple[np.ndarray, list[ScanWarning]]:
     warnings = []
-    space = fields.get("space", "").lower().removesuffix("-time")
+    space = (
+        fields.get("space", "").lower().removesuffix("-time")
+    )  # a fourth axis, which the dimension rules out already
     if space and space not in NRRD_SPACES:
         raise GeometryError("not a patient space", file=name, value=space, cure="Save it in space LPS or RAS.")
     units = re.findall(r'"([^"]*)"', fields.get("space units", ""))
