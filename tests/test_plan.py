@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from ctfm import CTFMForSemanticSegmentation
 from ctfm.train.plan import (
     Assumptions,
     Measured,
@@ -17,6 +19,10 @@ from ctfm.train.plan import (
     time_step,
 )
 from ctfm.train.recipes import SelfSupervisionPhase, large
+from ctfm.train.throughput import decoder_flops
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.tiny import tiny_config
 
 README = Path(__file__).parent.parent / "train" / "README.md"
 MEASURED = Measured(share_of_int16=0.4, core_bytes=200e6)
@@ -59,3 +65,15 @@ def test_slower_drives_bound_the_step() -> None:
     seconds = time_step(crops, 4, slow, MEASURED)
     assert max(seconds, key=lambda name: seconds[name]) == "local drives"
     assert seconds["local drives"] == pytest.approx(crops.disk_bytes / 4e9)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_decoders_operations_are_those_that_torch_counts(stride: int) -> None:
+    config = tiny_config()
+    config.decoder_stride = stride
+    decoder = CTFMForSemanticSegmentation(config).decoder
+    size, vision = (16, 32, 32), config.vision_config
+    tokens = torch.zeros(1, *(n // p for n, p in zip(size, vision.patch_size, strict=True)), vision.hidden_size)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        decoder(torch.zeros(1, 1, *size), tokens, torch.zeros(1, vision.global_config.hidden_size))
+    assert counted.get_total_flops() == pytest.approx(decoder_flops(decoder, size), rel=0.01)

@@ -47,7 +47,6 @@ from .labels import (
     grade,
     grade_findings,
     label_loss,
-    label_names,
     make_label_batch,
     merge_adapters,
     name_findings,
@@ -348,7 +347,7 @@ def build_task(
         schedule=schedule,
         load=lambda batches, num_workers: load_scans(schedule, batches, num_workers=num_workers),
         make_batch=lambda samples: make_label_batch(samples, processor, findings, device),
-        sample_flops=label_flops(recipe, vision, crop_size, crops, len(label_names(model))),
+        sample_flops=label_flops(recipe, vision, crop_size, crops, getattr(model, "decoder", None)),
         sample_tokens=crops * num_tokens(vision, crop_size),
     )
 

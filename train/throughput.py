@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..configuration_ctfm import CTFMGlobalConfig, CTFMVisionConfig
+from ..modeling_ctfm import CTFMFineDecoder
 from .recipes import AlignmentPhase, FineTuning, SegmentationPhase, SelfSupervisionPhase
 
 # Dense bf16, from the vendor's data sheets, by what the name of the device contains.
@@ -94,17 +95,24 @@ def alignment_flops(
 
 
 def label_flops(
-    recipe: FineTuning, config: CTFMVisionConfig, crop_size: Sequence[int], num_crops: float, num_labels: int
+    recipe: FineTuning,
+    config: CTFMVisionConfig,
+    crop_size: Sequence[int],
+    num_crops: float,
+    decoder: CTFMFineDecoder | None = None,
 ) -> float:
-    """Of one scan of `num_crops` crops, with the decoder of `CTFMFineDecoder` where voxels are labelled."""
+    """Of one scan of `num_crops` crops, with the decoder where voxels are labelled."""
     learns = not recipe.trunk_is_frozen
     trunk = num_crops * crop_flops(config, crop_size, backward=learns)
     if isinstance(config.global_config, CTFMGlobalConfig):
         trunk += (3 if learns else 1) * layer_flops(config.global_config, round(num_crops) + 1)
-    if recipe.task == "findings":
-        return trunk
-    width, voxels = 16, math.prod(crop_size)
-    full = 27 * width * (config.num_channels + 2 * width + width) + width * num_labels
-    half = 27 * (2 * width) * (width + 4 * width)
-    quarter = 27 * (4 * width) * (2 * width)
-    return trunk + 3 * num_crops * 2 * voxels * (full + half / 8 + quarter / 64)
+    return trunk if decoder is None else trunk + 3 * num_crops * decoder_flops(decoder, crop_size)
+
+
+def decoder_flops(decoder: CTFMFineDecoder, crop_size: Sequence[int]) -> float:
+    """Forward of its convolutions over one crop; what tokens bring is too small to count."""
+    fine = math.prod(n / step for n, step in zip(crop_size, decoder.stem1.stride, strict=True))
+    at_fine = (decoder.stem1, decoder.up2, decoder.up1, decoder.classifier)
+    at_half, at_quarter = (decoder.stem2, decoder.up4), (decoder.stem4,)
+    levels = ((fine, at_fine), (fine / 8, at_half), (fine / 64, at_quarter))
+    return sum(2 * voxels * layer.weight.numel() for voxels, layers in levels for layer in layers)
