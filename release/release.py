@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from ..modeling_ctfm import CTFMModel
 from ..phantom.make import make_phantom
 from ..processing_ctfm import CTFMProcessor
-from ..reporting.evaluate import figures_table
+from ..reporting.figures import figures_table
 from ..volume_ctfm import Volume
 from ..weights import INDEX, hash_weight_files, list_weights, load_complete
 from .card import fill_card, find_pictures
