@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -435,7 +436,8 @@ def ask_places(protocol: Protocol, population: Population, encoded: Encoded, res
 def ask_segmentation(encoder: str, population: Population, results: Results) -> None:
     """Dice and surface distances of every structure that model and label maps both name, over the scans that have it."""
     model, processor = load_encoder(encoder)
-    outputs = {name.lower(): number for number, name in read_structures(model.config, encoder).items()}
+    config: Any = model.config
+    outputs = {name.lower(): number for number, name in read_structures(config, encoder).items()}
     shared = {
         number: outputs[name.lower()] for number, name in population.structures.items() if name.lower() in outputs
     }
