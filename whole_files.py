@@ -14,7 +14,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Its name holds the process, so that several may write the same file; the last one stays.
     """
-    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
