@@ -45,6 +45,7 @@ from tests.test_segment_command import NAMES, by_threshold, oblique_affine, tilt
 from tests.tiny import tiny_config
 
 MAKER = Maker(name="tiny", digest="0123456789abcdef", settings="[]")
+REAL_SERIES = sorted((Path(__file__).parents[2] / "shared" / "ct").rglob("*.dcm.zip"))
 SECRETS = ("Zebrafinch", "Quilla", "907351", "ACC4711", "19610203", "Dr Ortolan")
 
 
@@ -132,6 +133,21 @@ def test_a_seg_of_a_zip_and_of_files_in_any_order_is_the_same(tmp_path: Path) ->
         )
         assert again.SOPInstanceUID == made.SOPInstanceUID
         assert again.PixelData == made.PixelData
+
+
+@pytest.mark.skipif(not REAL_SERIES, reason="the real scans of ../shared/ct are not here")
+def test_objects_of_real_series_lie_on_their_voxels_and_are_valid(tmp_path: Path) -> None:
+    for scan in REAL_SERIES:
+        volume, source, seg = make(scan, keep_identifiers=True)
+        back = read_back(seg, tmp_path / "seg.dcm")
+        found = back.get_pixels_by_source_instance(
+            [one.SOPInstanceUID for one in source.headers], combine_segments=True
+        )
+        expected, _ = volume.segmentation_to_source(segment_by_threshold(volume).labels)
+        np.testing.assert_array_equal(found, expected[list(source.planes)])
+        write_object(tmp_path / "sr.dcm", make_report(source, results_of(volume), MAKER, True, seg))
+        check_by_dciodvfy(tmp_path / "seg.dcm")
+        check_by_dciodvfy(tmp_path / "sr.dcm")
 
 
 def test_structures_are_coded_and_numbered_without_a_gap(tmp_path: Path) -> None:
