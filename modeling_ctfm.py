@@ -244,6 +244,8 @@ DECODER = [r"^decoder"]
 
 
 class CTFMPreTrainedModel(PreTrainedModel):
+    """What the models share: how weights are drawn, and which kernels of attention they take."""
+
     config: CTFMConfig
     config_class = CTFMConfig
     base_model_prefix = "ctfm"

@@ -274,6 +274,9 @@ def _image_beside(header: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiFields:
+    """Fields of a NIfTI-1 or NIfTI-2 header as stored, under the names of the standard but for `offset` (vox_offset), `slope`
+    (scl_slope), `intercept` (scl_inter), `sform` (srow_x, y, z) and `units` (xyzt_units)."""
+
     magic: bytes
     dim: tuple[int, ...]
     datatype: int

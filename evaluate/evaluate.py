@@ -306,16 +306,19 @@ def ask_probabilities(
     results.put("calibration/brier", brier(after, truth, weights), n)
     results.put("calibration_before/ece", calibration_error(raw, truth, weights), n)
     results.put("calibration_before/brier", brier(raw, truth, weights), n)
-    bands = np.array([[calibration[name][end] for name in findings] for end in ("unsure_low", "unsure_high")])
+    low, high = (np.array([calibration[name][end] for name in findings]) for end in ("unsure_low", "unsure_high"))
     is_stated = ~np.isnan(truth)
-    answered = np.where(is_stated, (after < bands[0]) | (after >= bands[1]), np.nan)
-    wrong = np.where(is_stated, (after >= 0.5) != (truth == 1), np.nan)
+    is_sure = (after < low) | (after >= high)
+    is_wrong = (after >= 0.5) != (truth == 1)
+    answered = np.where(is_stated, is_sure, np.nan)
+    wrong = np.where(is_stated, is_wrong, np.nan)
     wrong_answers = np.where(answered == 1, wrong, np.nan)  # what is not answered is not wrong either
     errors, areas = [], []
     for k, finding in enumerate(findings):
         p, y, stated = after[:, [k]], truth[:, [k]], int(is_stated[:, k].sum())
+        confidence = np.abs(p[:, 0] - 0.5)
         errors.append(calibration_error(p, y, weights))
-        areas.append(risk_coverage(np.abs(p[:, 0] - 0.5), wrong[:, k], weights))
+        areas.append(risk_coverage(confidence, wrong[:, k], weights))
         results.put(f"calibration/{finding}/ece", errors[-1], stated)
         results.put(f"calibration/{finding}/brier", brier(p, y, weights), stated)
         results.put(f"abstention/{finding}/risk_coverage_area", areas[-1], stated)

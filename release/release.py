@@ -319,7 +319,7 @@ def is_same(path: Path, entry: RepoFile) -> bool:
     if entry.lfs is not None:
         return sha256(path) == entry.lfs.sha256
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob_id
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == entry.blob_id
 
 
 def publish(api: HfApi, package: Package, tag: str) -> str:

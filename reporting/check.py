@@ -85,6 +85,8 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
+    """What `check` found. `labels`: item numbers of each sentence of `document`; `study`: what the text was taken for."""
+
     document: Document
     checklist: str
     verdicts: tuple[Verdict, ...]

@@ -52,6 +52,8 @@ class Sentence:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
+    """A text in sentences. `kind`: ending of the file that it was read from; `warnings`: what could not be read."""
+
     path: str
     kind: str
     sentences: tuple[Sentence, ...]

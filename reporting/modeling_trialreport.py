@@ -167,6 +167,8 @@ class TrialReportSentenceEncoder(nn.Module):
 
 
 class TrialReportPreTrainedModel(PreTrainedModel):
+    """How weights are drawn, and which kernels of attention the model takes."""
+
     config: TrialReportConfig
     config_class = TrialReportConfig
     base_model_prefix = "trialreport"

@@ -30,6 +30,8 @@ class Block:
 
 @dataclass(kw_only=True)
 class Reading:
+    """What a reader of one format hands over: blocks in their order, and what it could not read."""
+
     blocks: list[Block] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

@@ -229,11 +229,15 @@ def draw_parts(
     rows = []
     for sample in samples:
         assert sample.structures is not None
-        scores = torch.rand(len(sample.structures), generator=generator) + sample.structures[:, 1:].any(1)
-        found = sample.structures[:, named].any(1).nonzero()[:, 0]
-        if len(found) and torch.rand((), generator=generator) < FOCAL_SHARE:
-            scores[found[torch.randint(len(found), (), generator=generator)]] += 2
-        rows.append(scores.argsort(descending=True)[:count].sort().values)
+        # The crops with the highest scores are taken: 0 to 1 at random, 1 more for holding anything, 2 more for the finding.
+        holds_anything = sample.structures[:, 1:].any(1)
+        scores = torch.rand(len(sample.structures), generator=generator) + holds_anything
+        with_finding = sample.structures[:, named].any(1).nonzero()[:, 0]
+        if len(with_finding) and torch.rand((), generator=generator) < FOCAL_SHARE:
+            chosen = with_finding[torch.randint(len(with_finding), (), generator=generator)]
+            scores[chosen] += 2
+        best = scores.argsort(descending=True)[:count]
+        rows.append(best.sort().values)
     return torch.stack(rows)
 
 

@@ -105,7 +105,9 @@ class Monitor:
 
     def after_step(self, norm: Tensor, is_bad: Tensor) -> None:
         self.add({"gradient_norm": norm}, 1.0)
-        self.bad = torch.stack((self.bad[0] + is_bad, (self.bad[1] + is_bad) * is_bad))
+        skipped, in_a_row = self.bad
+        # On the device, without a branch: a good step, `is_bad` 0, ends the row.
+        self.bad = torch.stack((skipped + is_bad, (in_a_row + 1) * is_bad))
 
     def write(self, step: int, learning_rate: float, bar: tqdm) -> None:
         """A row of means since the last one, over all processes.
