@@ -189,7 +189,7 @@ def describe_place(language: str, place: Place) -> str:
     level = say(language, "middle_level" if place.level == "middle" else place.level)
     x, y, z = place.mm
     where = f"{say(language, place.side)}, {say(language, place.front)}, {level}"
-    size = "" if place.size_ml is None else f"{say(language, 'about')} {place.size_ml:.2g} ml; "
+    size = "" if place.size_ml is None else f"{say(language, 'about')} {float(f'{place.size_ml:.2g}'):g} ml; "
     return (
         f"{where}<br><small>{size}{say(language, 'slice')} {place.slice_number}; {x:.0f}, {y:.0f}, {z:.0f} mm</small>"
     )
@@ -299,7 +299,7 @@ def finding_row(language: str, finding: Finding, weights: Weights, is_chosen: bo
         f"<td>{badge}{describe_thresholds(language, finding)}</td>",
     ]
     if truth is not None:
-        cells.append(f"<td>{describe_truth(language, finding, truth)}</td>")
+        cells.append(f'<td data-head="{say(language, "truth")}">{describe_truth(language, finding, truth)}</td>')
     level = -1 if finding.place is None else LEVELS.index(finding.place.level)
     return (
         f'<tr{" class=chosen" if is_chosen else ""} data-verdict="{escape(finding.verdict or "")}" '

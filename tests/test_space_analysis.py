@@ -34,7 +34,7 @@ from tests.phantoms import phantom_volume
 from tests.space_process import CALIBRATION, SENTENCES, UNSURE, save_stand_in
 from texts import FINDINGS_NL, TEXTS
 from uploads import Scan, UploadError
-from views import answer_to, findings_panel, findings_table, notice, readout, show_interval, show_share
+from views import answer_to, describe_place, findings_panel, findings_table, notice, readout, show_interval, show_share
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -361,6 +361,12 @@ def test_without_a_calibration_a_score_is_no_probability(weights: Weights) -> No
     assert "0.75" in table
     assert "75 %" not in table
     assert "95 % interval" not in table
+
+
+@pytest.mark.parametrize(("size", "told"), [(628.3, "630 ml"), (4.26, "4.3 ml"), (0.271, "0.27 ml")])
+def test_the_size_of_a_place_is_told_in_two_digits_without_an_exponent(size: float, told: str) -> None:
+    place = Place(mm=(0.0, 0.0, 0.0), slice_number=1, side="left", front="front", level="lower", size_ml=size)
+    assert told in describe_place("en", place)
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,15 @@ def test_axe_finds_nothing_serious_on_the_first_screen(browser: Any, space: Spac
     visited.page.context.close()
 
 
+def test_an_example_with_its_known_truth_is_no_wider_than_a_phone(browser: Any, space: Space) -> None:
+    visited = visit(browser, space, (390, 844), is_plain=True)
+    page = visited.page
+    page.click("button[data-case=effusion]")
+    page.wait_for_selector(f"#findings td:has-text('{TEXTS['drawn'][0]}')")
+    assert page.evaluate(OVERFLOWING) == []
+    page.context.close()
+
+
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, canvas, img, select')].filter((e) =>
     e.offsetParent && e.type !== 'file' && !(e.innerText || '').trim() && !e.ariaLabel && !e.title && !e.alt
     && !e.querySelector('img[alt]:not([alt=""])') && !e.closest('label') && !document.querySelector(`label[for="${e.id}"]`)
