@@ -176,6 +176,31 @@ def test_what_cannot_be_learnt_is_refused(
     assert said in capsys.readouterr().err
 
 
+def test_scans_that_cannot_be_read_are_left_out_and_named_by_their_row(
+    scans: list[dict[str, Any]], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [scans[number] for number in (0, 1, 2, 3, 20, 21, 30, 31)]
+    folder = scans[0]["folder"]
+    (folder / "broken.nii").write_bytes(b"abc")
+    kinds = {"dense": lambda added: int(added > 0)}
+    few = ["--out", str(tmp_path), "--trunk", "frozen", "--steps", "1", "--model", str(checkpoint)]
+    path = table([row | {"path": "broken.nii"} if row in rows[:4] else row for row in rows], "unread.csv", **kinds)
+    assert main(["findings", str(path), *few]) == 2
+    assert 'No scan of split "train" could be read. row 2: ' in capsys.readouterr().err
+    table(
+        [rows[0], rows[1] | {"path": "broken.nii"}, *rows[2:7], rows[7] | {"path": "gone.nii"}], "unread.csv", **kinds
+    )
+    assert main(["findings", str(path), *few]) == 1  # a table that was mended goes on in the same folder
+    said = capsys.readouterr().err
+    assert "ctfm: left out, row 3: too short for a NIfTI header" in said
+    assert "ctfm: left out, row 9: no such file or folder" in said
+    assert json.loads((tmp_path / "metrics.json").read_text())["scans_failed"] == 2
+    assert (tmp_path / "model" / "config.json").is_file()
+    table([rows[0] | {"path": ""}, *rows[1:]], "unread.csv")
+    assert main(["segmentation", str(path), "--out", str(tmp_path / "voxels"), *few[2:]]) == 2
+    assert "unread.csv, row 2: path is empty" in capsys.readouterr().err
+
+
 # ---- parts ----
 
 

@@ -9,7 +9,7 @@ The table is that of `ctfm probe`, with a column segmentation where voxels are l
 names. Scans are read once, into DIR/prepared; a killed run goes on, and a finished one does nothing. Training ends when the
 loss on "validation" (of segmentations the Dice) got no better `--patience` times; the best is calibrated there, measured on
 "test" and saved as DIR/model, a folder that from_pretrained, pipelines and `ctfm worklist` open. Scans that cannot be read
-are rows of DIR/prepared/refusals.csv.
+are left out and named by their row of the table.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from ..modeling_ctfm import CTFMForImageClassification
 from ..processing_ctfm import CTFMProcessor
 from ..volume_scan_ctfm import VolumeError
 from ..whole_files import write_json
+from .data import SourceConfig, select_rows
 from .finetune import ScanLabels, fine_tune, load_trained
 from .labels import answer, grade
 from .linear_head import MAIN_METRIC, calibrate_head, measure
@@ -40,7 +41,7 @@ from .recipes import FINE_TUNINGS, FineTuning, OptimizerConfig
 from .shards import Manifest
 from .table_files import read_table
 from .table_probe import inputs_of
-from .targets import Question, Targets, add_question_arguments, read_question, read_targets, split_patients
+from .targets import Question, Targets, add_question_arguments, check_paths, read_question, read_targets, split_patients
 
 TRUNKS = ("frozen", "lora", "last", "full")
 ADAPTER_RANK, LAST_LAYERS = 16, 2
@@ -48,11 +49,15 @@ MAX_POSITIVE_WEIGHT = 20.0
 LEARNING_RATES = {"frozen": 1e-3, "lora": 5e-4, "last": 1e-4, "full": 5e-5}
 
 
+def place_of(table: Path, row: dict[str, str]) -> str:
+    return f"{(table.parent / row['path']).resolve()}#{row.get('series_uid') or ''}"
+
+
 def prepare_table(
     table: Path, splits: Sequence[str], columns: Sequence[str], out: Path
-) -> tuple[Path, dict[str, str], int]:
-    """Shards of the table's scans, with its splits. Returns their folder, the path and series of each scan's id, and how many
-    could not be read."""
+) -> tuple[Path, dict[str, str], list[str]]:
+    """Shards of the table's scans, with its splits. Returns their folder, the path and series of each scan's id, and which rows
+    are left out and why."""
     rows = read_table(table)
     kept = [name for name in ("path", "patient", "series_uid", "segmentation", *columns) if name in rows[0]]
     own = out / "table.csv"
@@ -71,7 +76,13 @@ def prepare_table(
     prepare(PrepareConfig(layout="csv", source=own, out=out / "prepared", private=private))
     with (private / "sources.csv").open(newline="", encoding="utf-8") as file:
         scans = {row["scan_id"]: f"{row['path']}#{row['series_uid']}" for row in csv.DictReader(file)}
-    return out / "prepared", scans, len(rows) - len(Manifest(out / "prepared"))
+    numbers: dict[str, list[int]] = {}
+    for number, row in enumerate(rows, 2):
+        numbers.setdefault(place_of(table, row), []).append(number)
+    with (out / "prepared" / "refusals.csv").open(newline="", encoding="utf-8") as file:
+        # of rows that name the same scan, the last are those that are left out
+        refused = sorted((numbers[scans[row["scan_id"]]].pop(), row["reason"]) for row in csv.DictReader(file))
+    return out / "prepared", scans, [f"row {number}: {reason}" for number, reason in refused]
 
 
 def label_scans(targets: Targets, scans: dict[str, str]) -> tuple[ScanLabels, np.ndarray]:
@@ -130,6 +141,7 @@ def run_table(teaches: str, question: Question, given: argparse.Namespace) -> di
         targets = read_targets(given.table, question, given.seed)
         splits, columns = targets.splits, targets.names if targets.kind == "findings" else ()
     else:
+        check_paths(given.table, rows)
         stated = [row.get("split", "") for row in rows]
         splits, columns = split_patients([row.get("patient") or row["path"] for row in rows], stated, given.seed), ()
     label_maps = [given.table.parent / row["segmentation"] for row in rows if row.get("segmentation")]
@@ -137,7 +149,12 @@ def run_table(teaches: str, question: Question, given: argparse.Namespace) -> di
     key = inputs_of(given.table, [*scans_at, *((path, None) for path in label_maps)], given)
     if (done := read_done(given.out, key)) is not None:
         return done
-    folder, scans, failed = prepare_table(given.table, splits, columns, given.out)
+    folder, scans, left_out = prepare_table(given.table, splits, columns, given.out)
+    trained_on = SourceConfig(folder=str(folder), split="train", with_segmentation=teaches == "segmentation")
+    if not len(select_rows(Manifest(folder), trained_on)):
+        kind = "No scan with a label map" if teaches == "segmentation" else "No scan"
+        raise ValueError(f'{kind} of split "train" could be read. {"; ".join(left_out[:5])}'.rstrip())
+    (given.out / "inputs.json").write_text(json.dumps({"inputs": key}) + "\n")
     labels, scale = (None, np.zeros((2, 0))) if targets is None else label_scans(targets, scans)
     recipe = build_recipe(teaches, question, given, list(splits).count("train"))
     every = max(1, min(given.probe_every, given.steps))
@@ -147,7 +164,7 @@ def run_table(teaches: str, question: Question, given: argparse.Namespace) -> di
         return None
     best = run.out / "best" / "checkpoint"
     model, processor = load_trained(best if best.is_dir() else last_checkpoint(run.out))
-    metrics: dict[str, Any] = {"scans_failed": failed, "trunk": given.trunk, "inputs": key}
+    metrics: dict[str, Any] = {"scans_failed": len(left_out), "left_out": left_out, "trunk": given.trunk, "inputs": key}
     if isinstance(model, CTFMForImageClassification) and targets is not None and labels is not None:
         metrics |= calibrate_and_measure(model, processor, Manifest(folder, labels.by_scan), targets, labels, scale)
     else:
@@ -160,16 +177,14 @@ def run_table(teaches: str, question: Question, given: argparse.Namespace) -> di
 
 
 def read_done(out: Path, key: str) -> dict[str, Any] | None:
-    """Metrics of a finished run on the same inputs, which OUT/inputs.json names; None of one that is not finished.
+    """Metrics of a finished run on the same inputs, which OUT/inputs.json names once training began; else None.
 
     Raises:
         ValueError: OUT holds a run on others. What it has learnt would be measured on labels that it was not trained for.
     """
     out.mkdir(parents=True, exist_ok=True)
     begun, done = out / "inputs.json", out / "metrics.json"
-    if not begun.is_file():
-        begun.write_text(json.dumps({"inputs": key}) + "\n")
-    elif json.loads(begun.read_text())["inputs"] != key:
+    if begun.is_file() and json.loads(begun.read_text())["inputs"] != key:
         raise ValueError(
             f"{out} holds a run on another table, other scans or weights, or with other options. Take another --out."
         )
@@ -272,5 +287,7 @@ def main(arguments: Sequence[str]) -> int:
     for split in ("validation", "test"):
         value = metrics[split].get(name)
         print(f"{split:11} {name.replace('_', ' ')} {'too few to measure' if value is None else f'{value:.3f}'}")
+    for line in metrics["left_out"]:
+        print(f"ctfm: left out, {line}", file=sys.stderr)
     print(f"model       {given.out / 'model'}")
     return 1 if metrics["scans_failed"] else 0

@@ -94,8 +94,7 @@ def read_targets(table: Path, question: Question, seed: int = 0) -> Targets:
     rows = read_table(table, "path", *question.columns)
     if not rows:
         raise TableError(f"{table} has no row.")
-    if empty := [number for number, row in enumerate(rows, 2) if not row["path"].strip()]:
-        raise ValueError(f"{table.name}, row {empty[0]}: path is empty.")
+    check_paths(table, rows)
     patients = tuple(row.get("patient") or row["path"] for row in rows)
     stated = [read_split(row.get("split", ""), f"{table.name}, row {number}") for number, row in enumerate(rows, 2)]
     names, values = read_values(table, rows, question)
@@ -109,6 +108,15 @@ def read_targets(table: Path, question: Question, seed: int = 0) -> Targets:
     )
     check_splits(targets, table)
     return targets
+
+
+def check_paths(table: Path, rows: Sequence[dict[str, str]]) -> None:
+    """
+    Raises:
+        ValueError: a path is empty, which would name the table's own folder.
+    """
+    if empty := [number for number, row in enumerate(rows, 2) if not row["path"].strip()]:
+        raise ValueError(f"{table.name}, row {empty[0]}: path is empty.")
 
 
 def read_values(table: Path, rows: Sequence[dict[str, str]], question: Question) -> tuple[tuple[str, ...], np.ndarray]:
