@@ -105,10 +105,7 @@ def read_raster(path: Path, kind: str, folder: Path) -> Scan:
         kind: "nifti", "metaimage" or "nrrd", as `tell_kind` says.
         folder: a detached data file must lie inside it.
     """
-    read_header = {"nifti": _nifti_layout, "metaimage": _meta_layout, "nrrd": _nrrd_layout}[kind]
-    layout = read_header(path, folder)
-    check_affine(layout.affine, path.name)
-    stack = _read_voxels(layout, path.name)
+    layout, stack = _read_file(path, kind, folder)
     warnings = list(layout.warnings)
     if stack.num_not_finite:
         warnings.append(
@@ -124,6 +121,20 @@ def read_raster(path: Path, kind: str, folder: Path) -> Scan:
     )
     hu = stack.array.transpose(2, 1, 0)  # (k, j, i) -> (i, j, k)
     return Scan(hu=hu, affine=layout.affine, warnings=tuple(warnings), source=source)
+
+
+def read_label_raster(path: Path, kind: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Values `(i, j, k)` of a file that holds labels and no Hounsfield units, and its affine to RAS+ mm; arguments as
+    `read_raster` takes them. The header's slope and intercept are applied."""
+    layout, stack = _read_file(path, kind, folder)
+    return stack.array.transpose(2, 1, 0), layout.affine
+
+
+def _read_file(path: Path, kind: str, folder: Path) -> tuple[Layout, HounsfieldStack]:
+    read_header = {"nifti": _nifti_layout, "metaimage": _meta_layout, "nrrd": _nrrd_layout}[kind]
+    layout = read_header(path, folder)
+    check_affine(layout.affine, path.name)
+    return layout, _read_voxels(layout, path.name)
 
 
 def _open(layout: Layout, file: str) -> Stream:

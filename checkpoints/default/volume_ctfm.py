@@ -27,7 +27,7 @@ import numpy as np
 from .volume_archive_ctfm import ANALYZE, NOT_FETCHED, list_files, tell_kind, unpack
 from .volume_dicom_ctfm import list_dicom_stacks, list_planes, read_dicom
 from .volume_dicom_header_ctfm import Slice
-from .volume_raster_ctfm import read_raster
+from .volume_raster_ctfm import read_label_raster, read_raster
 from .volume_scan_ctfm import (
     AIR_HU,
     AmbiguousSeriesError,
@@ -316,8 +316,7 @@ def _read_label_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UnsupportedFormatError(
             "no label map", file=path.name, value=kind, cure="Pass a NIfTI, MetaImage or NRRD file."
         )
-    scan = read_raster(path, kind, path.parent)
-    return scan.hu, scan.affine
+    return read_label_raster(path, kind, path.parent)
 
 
 def _is_whole(labels: np.ndarray) -> bool:
