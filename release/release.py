@@ -48,6 +48,7 @@ SHARED_WITH_SPACE = ("body.py", "gate.py")  # of the package; see space/from_pac
 SPACE_FILES = (  # beside those that every Space has
     "*.py",
     "cases.json",
+    "sample_trial.md",
     "packages.txt",
     "static/*",
     "examples/*",

@@ -97,7 +97,9 @@ def build(service: Service, checker: Any, calls: Calls) -> gr.Blocks:
             show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
-        started = demo.load(preferred_language, None, language, api_visibility="private", show_progress="hidden")
+        started = demo.load(
+            preferred_language, tab.known, language, js=SPOKEN, api_visibility="private", show_progress="hidden"
+        )
         for event in (started, translated):
             event.success(None, comparison.states, None, js=SHOW_BOTH, api_visibility="private")
         translated.success(None, [tab.state], None, js=SHOW, api_visibility="private")
@@ -107,16 +109,21 @@ def build(service: Service, checker: Any, calls: Calls) -> gr.Blocks:
 
 def translated_word(name: str, text: str) -> dict[str, str]:
     """The property of a component that a text of texts.py becomes."""
+    if name == "report":
+        return {"value": f'<div class="notice report" role="note">{text}</div>'}
     if name == "heading":
         return {"value": f"<h2>{text}</h2>"}
     return {"value": f"## {text}"} if name == "title" else {name: text}
 
 
+SPOKEN = "() => [sessionStorage.getItem('ctfm-language') || '']"  # as static/viewer.js remembers it
 TABS = ("scan", "compare", "report", "about")
 
 
-def preferred_language(request: gr.Request) -> str:
-    """The browser's first choice among the languages of the page."""
+def preferred_language(spoken: str, request: gr.Request) -> str:
+    """What this tab of the browser spoke before it was loaded again, else the browser's first choice among the languages."""
+    if spoken in LANGUAGES:
+        return spoken
     for part in request.headers.get("accept-language", "").split(","):
         code = part.strip()[:2].lower()
         if code in LANGUAGES:

@@ -20,6 +20,7 @@ from texts import say
 from uploads import UploadError
 
 MAX_BYTES = 50 * 2**20
+SAMPLE = Path(__file__).parent / "sample_trial.md"  # of an invented trial
 
 
 def load_checker(source: Source) -> tuple[ModuleType, ModuleType, Path | None] | None:
@@ -43,14 +44,16 @@ def load_checker(source: Source) -> tuple[ModuleType, ModuleType, Path | None] |
     return importlib.import_module("trialreport.check"), importlib.import_module("trialreport.render"), folder
 
 
-def check_report(service: Service, checker: Any, paths: list[str], protocol: bool) -> tuple[str, dict]:
-    """Page and JSON of a report; the upload is deleted.
+def check_report(
+    service: Service, checker: Any, paths: list[str], protocol: bool, keep: bool = False
+) -> tuple[str, dict]:
+    """Page and JSON of a report; the upload is deleted, unless it is a file of the Space (`keep`).
 
     Raises:
         UploadError: it cannot be read as an English report.
     """
     check, render, checkpoint = checker
-    upload = service.receive(paths)
+    upload = service.receive(paths, keep)
     try:
         if len(paths) != 1:
             raise UploadError("error_one_file", str(len(paths)))
@@ -69,22 +72,36 @@ def check_report(service: Service, checker: Any, paths: list[str], protocol: boo
 
 def add_report_tab(service: Service, checker: Any, language: gr.Radio, limit: dict) -> list[tuple[Any, str, str]]:
     """Builds the tab's content; returns what the language changes."""
+    banner = gr.HTML(
+        f'<div class="notice report" role="note">{say("en", "report_notice")}</div>', apply_default_css=False
+    )
     guide = gr.Markdown(say("en", "report_help"))
     if checker is None:
         absent = gr.Markdown(say("en", "report_absent"))
-        return [(guide, "value", "report_help"), (absent, "value", "report_absent")]
+        return [
+            (banner, "report", "report_notice"),
+            (guide, "value", "report_help"),
+            (absent, "value", "report_absent"),
+        ]
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = gr.File(label=say("en", "report_file"), elem_id="report-file", height=140)
             protocol = gr.Checkbox(label=say("en", "report_protocol"))
             button = gr.Button(say("en", "report_check"), variant="primary", elem_id="report-check")
+            sample = gr.Button(say("en", "report_sample"), elem_id="report-sample")
             page = gr.DownloadButton(say("en", "report_page"), visible=False)
             facts = gr.DownloadButton(say("en", "report_json"), visible=False)
         with gr.Column(scale=3):
             shown = gr.HTML(elem_id="report-shown")
 
+    # `tongue` is for Site, which says what went wrong in the language among a call's inputs.
     def check(path: str | None, is_protocol: bool, tongue: str) -> tuple:
-        html, result = check_report(service, checker, paths_of(path), is_protocol)
+        return show(*check_report(service, checker, paths_of(path), is_protocol))
+
+    def check_sample(tongue: str) -> tuple:
+        return show(*check_report(service, checker, [str(SAMPLE)], False, keep=True))
+
+    def show(html: str, result: dict) -> tuple:
         folder = new_folder(service.made)
         (folder / "report.html").write_text(html, encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -96,7 +113,10 @@ def add_report_tab(service: Service, checker: Any, language: gr.Radio, limit: di
             gr.update(value=str(folder / "report.json"), visible=True),
         )
 
-    button.click(check, [file, protocol, language], [file, shown, page, facts], api_visibility="private", **limit)
+    outputs = [file, shown, page, facts]
+    settings: dict[str, Any] = {"show_progress_on": shown, "api_visibility": "private", **limit}
+    button.click(check, [file, protocol, language], outputs, **settings)
+    sample.click(check_sample, [language], outputs, **settings)
 
     def report_check(report: gr.FileData, is_protocol: bool = False) -> dict:
         """What the report of a randomised trial leaves out, against CONSORT 2010 or, for a protocol, SPIRIT 2013.
@@ -113,6 +133,8 @@ def add_report_tab(service: Service, checker: Any, language: gr.Radio, limit: di
         (file, "label", "report_file"),
         (protocol, "label", "report_protocol"),
         (button, "value", "report_check"),
+        (sample, "value", "report_sample"),
+        (banner, "report", "report_notice"),
         (page, "label", "report_page"),
         (facts, "label", "report_json"),
     ]

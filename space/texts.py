@@ -312,6 +312,12 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Wat ontbreekt er in dit concept? Een tweede, afzonderlijk model leest de tekst langs CONSORT 2010 of SPIRIT 2013. "
         "Het vindt uitspraken en oordeelt niet of zij waar zijn.",
     ),
+    "report_sample": ("Check a sample report", "Controleer een voorbeeldverslag"),
+    "report_notice": (
+        "For authors and editors. It reads texts and no scans, and may overlook a statement: read again what it does not find.",
+        "Voor auteurs en redacties. Het leest teksten en geen scans, en kan een uitspraak over het hoofd zien: lees na wat het "
+        "niet vindt.",
+    ),
     "report_page": ("Report, HTML", "Rapport, HTML"),
     "report_json": ("Report, JSON", "Rapport, JSON"),
     "report_absent": (

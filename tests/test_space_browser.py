@@ -341,6 +341,18 @@ def test_an_example_with_its_known_truth_is_no_wider_than_a_phone(browser: Any, 
     page.context.close()
 
 
+def test_a_sample_of_a_trial_report_is_checked_with_one_click(browser: Any, space: Space) -> None:
+    visited = visit(browser, space, (1280, 900), is_plain=True)
+    page = visited.page
+    page.get_by_role("tab", name=TEXTS["tab_report"][0]).click()
+    page.locator(".notice.report").wait_for()
+    page.click("#report-sample")
+    page.wait_for_selector("#report-shown iframe")
+    assert (space.checkpoint.parent / "space" / "sample_trial.md").is_file()
+    assert visited.errors == []
+    page.context.close()
+
+
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, canvas, img, select')].filter((e) =>
     e.offsetParent && e.type !== 'file' && !(e.innerText || '').trim() && !e.ariaLabel && !e.title && !e.alt
     && !e.querySelector('img[alt]:not([alt=""])') && !e.closest('label') && !document.querySelector(`label[for="${e.id}"]`)
@@ -463,6 +475,10 @@ def test_a_page_that_is_loaded_again_shows_the_scan_that_was_open(browser: Any, 
     wait_for_bar(visited.page, 20)
     assert visited.page.locator("#findings tbody tr").all_inner_texts() == before
     wait_for_scan(visited.page, space, (40, 48, 20))
+    visited.page.get_by_label("Nederlands").click()
+    visited.page.wait_for_function("document.documentElement.lang === 'nl'")
+    visited.page.reload()
+    visited.page.wait_for_selector(f"#findings caption:has-text('{TEXTS['findings'][1]}')")
     assert visited.errors == []
     visited.page.context.close()
 

@@ -261,6 +261,7 @@
     relabel(labels) {
       this.labels = labels;
       document.documentElement.lang = labels.code;
+      if (this.root.id === "viewer") sessionStorage.setItem("ctfm-language", labels.code);
       for (const place of this.root.querySelectorAll("[data-group]")) {
         place.setAttribute("aria-label", labels[place.dataset.group]);
         for (const button of place.children) button.textContent = labels[`${place.dataset.group}_${button.dataset.name}`];
