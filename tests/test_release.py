@@ -272,7 +272,7 @@ def wish(project: Path, out: Path | None, **settings: object) -> Release:
 CODE = {
     f"{name}_ctfm.py" for name in ("configuration", "modeling", "processing", "image_processing", "pipeline", "drawing")
 }
-CODE |= {f"{name}_ctfm.py" for name in ("requirements", "volume")}
+CODE |= {f"{name}_ctfm.py" for name in ("precision", "requirements", "volume")}
 VOLUME = ("scan", "raster", "archive", "dicom", "dicom_header", "dicom_stack", "dicom_pixels")
 CODE |= {f"volume_{name}_ctfm.py" for name in VOLUME}
 
