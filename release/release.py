@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from ..modeling_ctfm import CTFMModel
 from ..phantom.make import make_phantom
 from ..processing_ctfm import CTFMProcessor
-from ..reporting.figures import figures_table
+from ..reporting.cards import figures_table
 from ..volume_ctfm import Volume
 from ..weights import INDEX, hash_weight_files, list_weights, load_complete
 from .card import fill_card, find_pictures
@@ -161,6 +161,7 @@ def stage_report(package: Package, tag: str) -> None:
         ["__init__", "check", "render"], source, package.folder
     )  # the whole checker, which the Space runs from there
     copy_files(["report.html", "report.schema.json", "results.json", "data_card.md"], source, package.folder)
+    copy_files([f"checklists/{path.name}" for path in (source / "checklists").glob("*.json")], source, package.folder)
     copy_files(["LICENSE"], ROOT, package.folder)
     write_card(source / "model_card.md", package, tag)
 

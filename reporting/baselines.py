@@ -1,16 +1,13 @@
-"""What the model must beat: rules alone, TF-IDF, frozen embeddings. Every function: train articles, test articles -> scores.
-
-Scores are probabilities `(s, l)` for the sentences of the test articles, so that thresholds are chosen as for the model.
-"""
+"""What the model must beat: rules alone. The other baseline, words alone, is the model's own lexical view."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .corpora import CONSORT_ITEMS, Article
-from .processing_trialreport import SECTION_KINDS, section_kind
+from .processing_trialreport import section_kind
 
 # One pattern an item, written from the checklist's own words (CONSORT 2010) and not tuned on the corpus. `where` names the
 # parts of a report in which the pattern counts; empty means all but title and abstract.
@@ -139,85 +136,6 @@ def gold(article: Article, items: Sequence[str] = CONSORT_ITEMS) -> NDArray[np.b
     return np.asarray([[item in own for item in items] for own in article.items], dtype=bool)
 
 
-def sentence_texts(article: Article) -> list[str]:
-    """A sentence, its neighbours (marked) and its headers, for a bag of words."""
-    texts = []
-    for number, (sentence, section) in enumerate(zip(article.sentences, article.sections, strict=True)):
-        before = article.sentences[number - 1] if number else ""
-        after = article.sentences[number + 1] if number + 1 < len(article.sentences) else ""
-        context = " ".join(f"near_{word}" for word in f"{before} {after}".lower().split())
-        headers = " ".join(f"head_{word}" for word in " ".join(section).lower().split())
-        texts.append(f"{sentence} {headers} kind_{section_kind(section).replace(' ', '_')} {context}")
-    return texts
-
-
-def predict_rules(train: Sequence[Article], test: Sequence[Article]) -> NDArray[np.float64]:
-    """Rules do not learn: `train` is not looked at."""
-    return np.concatenate([apply_rules(article.sentences, article.sections) for article in test]).astype(float)
-
-
-def predict_tfidf(train: Sequence[Article], test: Sequence[Article]) -> NDArray[np.float64]:
-    """Logistic regression on words and pairs of words of the sentence, its headers and its neighbours."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"[\w%<>=±-]+")
-    inputs = vectorizer.fit_transform([text for article in train for text in sentence_texts(article)])
-    outputs = vectorizer.transform([text for article in test for text in sentence_texts(article)])
-    return _fit_each_item(inputs, np.concatenate([gold(article) for article in train]), outputs, 10.0)
-
-
-def predict_embeddings(
-    train: Sequence[Article], test: Sequence[Article], embed: Callable[[Article], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """Logistic regression on frozen sentence vectors, with those of the neighbours and the kind of section.
-
-    `embed` turns an article into `(s, e)`.
-    """
-
-    def features(article: Article) -> NDArray[np.float64]:
-        vectors = embed(article)
-        kinds = np.eye(len(SECTION_KINDS))[[SECTION_KINDS.index(section_kind(section)) for section in article.sections]]
-        place = np.linspace(0, 1, len(vectors))[:, None]
-        before, after = np.vstack([vectors[:1], vectors[:-1]]), np.vstack([vectors[1:], vectors[-1:]])
-        return np.hstack([vectors, before, after, kinds, place])
-
-    inputs = np.concatenate([features(article) for article in train])
-    outputs = np.concatenate([features(article) for article in test])
-    mean, std = inputs.mean(0), inputs.std(0) + 1e-6
-    targets = np.concatenate([gold(article) for article in train])
-    return _fit_all_items((inputs - mean) / std, targets, (outputs - mean) / std)
-
-
-def _fit_all_items(
-    inputs: NDArray[np.float64], targets: NDArray[np.bool_], outputs: NDArray[np.float64], ridge: float = 1e-3
-) -> NDArray[np.float64]:
-    """Logistic regressions of all items at once, with a ridge penalty, by L-BFGS: dense features are slow one by one."""
-    import torch
-
-    x, y = torch.as_tensor(inputs, dtype=torch.float32), torch.as_tensor(targets, dtype=torch.float32)
-    weight = torch.zeros(x.shape[1], y.shape[1], requires_grad=True)
-    bias = torch.full((y.shape[1],), -4.0, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="none")
-        loss = losses.mean(0).sum() + ridge * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    with torch.no_grad():
-        logits = torch.as_tensor(outputs, dtype=torch.float32) @ weight + bias
-    return logits.sigmoid().double().numpy()
-
-
-def _fit_each_item(inputs, targets: NDArray[np.bool_], outputs, inverse_regularisation: float) -> NDArray[np.float64]:
-    from sklearn.linear_model import LogisticRegression
-
-    scores = np.zeros((outputs.shape[0], targets.shape[1]))
-    for item in range(targets.shape[1]):
-        if targets[:, item].any():
-            solver = LogisticRegression(C=inverse_regularisation, solver="liblinear", max_iter=200)
-            scores[:, item] = solver.fit(inputs, targets[:, item]).predict_proba(outputs)[:, 1]
-    return scores
+def predict_rules(articles: Sequence[Article]) -> dict[str, NDArray[np.float64]]:
+    """By PMCID: 1 where a rule finds an item. Rules do not learn."""
+    return {article.pmcid: apply_rules(article.sentences, article.sections).astype(float) for article in articles}

@@ -1,4 +1,4 @@
-"""Report -> for every checklist item: reported, partly reported, not found or not applicable, with its evidence.
+"""Report -> for every checklist item: reported, partly reported, not found, look here, not applicable or not checked.
 
 `check(path)` and `label(sentences, sections)` are the Python interface; `command.py` is the command line. The checker finds
 statements. It does not judge whether they are true, and it is wrong as often as the figures beside every verdict say. Nothing
@@ -6,6 +6,7 @@ leaves the machine.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,17 +18,20 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from .checklist import ABSTRACTS_NOT_CHECKED, CONSORT, CONSORT_ABSTRACTS, SPIRIT, SPIRIT_NOT_CHECKED, Item
+from .checklist import Checklist, Item, extension_of, load_checklist
 from .documents import READERS, Document, DocumentError, Sentence, read_document
-from .elements import elements_of, find_element
 from .modeling_trialreport import TrialReportForSentenceLabels
 from .processing_trialreport import TrialReportProcessor, section_kind
-from .study import EXTENSIONS, Study, recognise
+from .rules import RULES
+from .study import Study, recognise
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 MAX_EVIDENCE = 6
-STATUSES = ("reported", "partly reported", "not found", "not applicable")
-UNSURE = "unsure: its probability is below one half, so look yourself"
+MAX_NEAREST = 3
+STATUSES = ("reported", "partly reported", "not found", "look here", "not applicable", "not checked")
+# "Not found" is said where it was right six times in ten or more, on at least so many articles; else "look here".
+MIN_RIGHT, MIN_CALLED = 0.6, 5
+MIN_ELEMENT_RIGHT = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +47,13 @@ class ErrorRates:
     def of(cls, calibration: dict) -> "ErrorRates":
         return cls(**{field.name: calibration[field.name] for field in fields(cls)})
 
+    def is_right_when_missing(self, share: float) -> bool:
+        return self.called_missing < MIN_CALLED or self.called_missing_rightly >= share * self.called_missing
+
 
 @dataclass(frozen=True, kw_only=True)
 class ElementVerdict:
-    """Whether a pattern found an element. `error_rates` only where a corpus annotates it."""
+    """Whether a sentence of the report states an element of an item; only of elements whose absence is called rightly."""
 
     name: str
     found: bool
@@ -56,12 +63,16 @@ class ElementVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the checker says about an item. `probability` is that of the statement being there, calibrated; None for rules."""
+    """What the checker says about an item. `probability` is that of the statement being there, calibrated; None for rules.
+
+    `nearest` are the sentences that come nearest to an item that was not found.
+    """
 
     item: Item
     status: str
     probability: float | None
     evidence: tuple[Sentence, ...] = ()
+    nearest: tuple[Sentence, ...] = ()
     elements: tuple[ElementVerdict, ...] = ()
     error_rates: ErrorRates | None = None
     note: str = ""
@@ -74,9 +85,9 @@ class Verdict:
         return 1 - self.probability
 
     @property
-    def is_unsure(self) -> bool:
-        """Thresholds serve precision and recall of all reports together, so a verdict may be the less probable one."""
-        return self.confidence is not None and self.confidence < 0.5
+    def needs_a_look(self) -> bool:
+        """Whether a person should read first: unsure, missing, or lacking an element."""
+        return self.status in ("look here", "not found", "partly reported")
 
     @property
     def missing_elements(self) -> tuple[str, ...]:
@@ -85,13 +96,17 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check` found. `labels`: item numbers of each sentence of `document`; `study`: what the text was taken for."""
+    """What `check` found. `labels`: item numbers of each sentence of `document`; `study`: what the text was taken for.
+
+    `extensions` are the lists whose items follow those of `checklist`.
+    """
 
     document: Document
     checklist: str
     verdicts: tuple[Verdict, ...]
     labels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
     study: Study
 
     def count(self, status: str) -> int:
@@ -142,24 +157,18 @@ def load_labeller(checkpoint: str | Path = DEFAULT_CHECKPOINT) -> Labeller:
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{folder} holds no model.safetensors. A wheel brings no weights: run pip install --editable in a clone, or pass "
-            "`checkpoint`, the folder of a trained model (ctfm.reporting.crossfold)."
+            "`checkpoint`, the folder of a trained model (ctfm.reporting.build)."
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     settings = json.loads((folder / "processor_config.json").read_text())
-    sizes = {name: settings[name] for name in ("window_tokens", "sentence_tokens", "header_tokens") if name in settings}
+    names = ("window_tokens", "sentence_tokens", "header_tokens", "lexical_buckets")
+    sizes = {name: settings[name] for name in names if name in settings}
     model = load_complete(folder, torch.float32).eval()
     calibration = json.loads((folder / "calibration.json").read_text())
     return Labeller(model=model, processor=TrialReportProcessor(tokenizer, **sizes), calibration=calibration)
 
 
 # ---- sentences ----
-
-
-CHECKLISTS: dict[str, tuple[Item, ...]] = {
-    "consort": CONSORT,
-    "consort-2025": tuple(replace(item, number=item.consort_2025) for item in CONSORT if item.consort_2025),
-    "spirit": SPIRIT,
-}
 
 
 def label(
@@ -170,12 +179,13 @@ def label(
 ) -> list[list[str]]:
     """The items of a checklist that each sentence states, in the checklist's own numbers and order.
 
-    Items that are decided by rule for a whole report (1a, 1b and 2a of CONSORT 2010, 28 of SPIRIT 2013) label no sentence.
+    Items that a rule decides for a whole report (1a, 1b and 2a of CONSORT 2010, 28 of SPIRIT 2013) label no sentence.
 
     Args:
         sentences: consecutive sentences of one report or protocol, in order.
         sections: for every sentence its path of headers, outermost first; None where there are no headers.
-        checklist: `"consort"` (CONSORT 2010), `"consort-2025"` or `"spirit"` (SPIRIT 2013).
+        checklist: the name of a file in `checklists/`: `"consort"` (CONSORT 2010), `"consort-2025"`, `"spirit"` (SPIRIT 2013),
+            `"spirit-2025"`, `"abstracts"`, ...
 
     Raises:
         ValueError: an unknown checklist, no sentence, or another number of sections than of sentences.
@@ -184,28 +194,19 @@ def label(
         label(["Assessors were unaware of the allocation."], [["Methods", "Masking"]])
         label(["The list is kept by the pharmacy."], [["Methods", "Allocation"]], checklist="spirit")
     """
-    items = _items_of(checklist)
+    items = load_checklist(checklist).items
     labeller = load_labeller(checkpoint)
     sections = sections if sections is not None else [[] for _ in sentences]
     probabilities, _ = labeller.probabilities(sentences, sections)
     return [list(numbers) for numbers in _labels(labeller, probabilities, items)]
 
 
-def _items_of(checklist: str) -> tuple[Item, ...]:
-    if checklist not in CHECKLISTS:
-        raise ValueError(f'checklist "{checklist}" must be one of {", ".join(CHECKLISTS)}.')
-    return CHECKLISTS[checklist]
-
-
 def _labels(labeller: Labeller, probabilities: torch.Tensor, items: Sequence[Item]) -> list[tuple[str, ...]]:
     columns = {name: number for number, name in enumerate(labeller.names)}
-    asked = [
-        (item.number, [(columns[name], labeller.calibration[name]["sentence_threshold"]) for name in item.labels])
-        for item in items
-    ]
+    thresholds = labeller.calibration["sentence_thresholds"]
+    asked = [(item.number, [(columns[name], thresholds[name]) for name in item.labels]) for item in items]
     return [
-        # Several items of CONSORT 2010 are one of CONSORT 2025, whose number is then given once.
-        tuple(dict.fromkeys(number for number, own in asked if any(row[column] >= least for column, least in own)))
+        tuple(number for number, own in asked if any(row[column] >= least for column, least in own))
         for row in probabilities.tolist()
     ]
 
@@ -213,87 +214,135 @@ def _labels(labeller: Labeller, probabilities: torch.Tensor, items: Sequence[Ite
 # ---- items ----
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """A document as the model read it. `kind` is the row of the calibration: reports and protocols have their own."""
+
+    document: Document
+    probabilities: torch.Tensor
+    labeller: Labeller
+    kind: str
+
+    def columns(self, labels: Sequence[str]) -> torch.Tensor:
+        """`(s, len(labels))`"""
+        names = self.labeller.names
+        return self.probabilities[:, [names.index(name) for name in labels]]
+
+    def nearest(self, labels: Sequence[str], count: int) -> tuple[Sentence, ...]:
+        """The sentences most like those of an item, in the order of the text; headings announce, so they come last."""
+        scores = self.columns(labels).max(1).values.tolist()
+        rows = list(zip(self.document.sentences, scores, strict=True))
+        rows.sort(key=lambda row: (row[0].text in row[0].section[-1:], -row[1]))
+        return tuple(sorted((sentence for sentence, _ in rows[:count]), key=lambda s: s.number))
+
+    def calibrated(self, labels: Sequence[str]) -> tuple[float, ErrorRates | None]:
+        """The probability that the text states what any of the labels stands for, and how often such calls were right."""
+        items = self.labeller.calibration["items"]
+        row = items.get(" | ".join(labels), {})
+        if not row:
+            return max(self.calibrated([name])[0] for name in labels), None
+        own = row.get(self.kind) or next(iter(row.values()))
+        return calibrate(self.columns(labels).max().item(), own), ErrorRates.of(own)
+
+
 def calibrate(probability: float, calibration: dict) -> float:
     """Platt scaling of an article's highest sentence, fitted on articles that the model had not seen."""
     clipped = min(max(probability, 1e-6), 1 - 1e-6)
-    logit = torch.logit(torch.tensor(clipped)).item()
-    return torch.sigmoid(torch.tensor(calibration["slope"] * logit + calibration["offset"])).item()
+    logit = math.log(clipped / (1 - clipped))
+    return 1 / (1 + math.exp(-(calibration["slope"] * logit + calibration["offset"])))
 
 
-def _by_rule(item: Item, document: Document, labeller: Labeller) -> Verdict:
+def _verdict(item: Item, reading: _Reading, text: str) -> Verdict:
+    if item.rule is not None:
+        return _by_rule(item, reading)
+    if not item.labels:
+        near = reading.nearest(item.near, MAX_NEAREST) if item.near else ()
+        return Verdict(item=item, status="not checked", probability=None, nearest=near)
+    return _by_model(item, reading, text)
+
+
+def _by_rule(item: Item, reading: _Reading) -> Verdict:
     assert item.rule is not None
-    found = item.rule(document.sentences)
-    measured = labeller.calibration.get(f"rule:{item.rule.__name__}")
+    found = RULES[item.rule](reading.document.sentences)
+    measured = reading.labeller.calibration["rules"].get(item.rule)
+    rates = ErrorRates.of(measured) if measured else None
+    absent = "look here" if rates and not rates.is_right_when_missing(MIN_RIGHT) else "not found"
     return Verdict(
         item=item,
-        status="reported" if found.is_stated else "partly reported" if found.lacking else "not found",
+        status="reported" if found.is_stated else "partly reported" if found.lacking else absent,
         probability=None,
         evidence=found.evidence,
         elements=tuple(ElementVerdict(name=name, found=False) for name in found.lacking),
-        error_rates=ErrorRates.of(measured) if measured else None,
+        error_rates=rates,
     )
 
 
-def _by_model(item: Item, document: Document, probabilities: torch.Tensor, labeller: Labeller, text: str) -> Verdict:
-    numbers = {name: number for number, name in enumerate(labeller.names)}
-    found: dict[int, float] = {}
-    highest, decided, best = 0.0, False, labeller.calibration[item.labels[0]]
-    for name in item.labels:
-        calibration = labeller.calibration[name]
-        column = probabilities[:, numbers[name]]
-        calibrated = calibrate(column.max().item(), calibration)
-        if calibrated >= highest:
-            highest, best = calibrated, calibration
-        decided |= column.max().item() >= calibration["article_threshold"]
-        threshold = min(calibration["article_threshold"], calibration["sentence_threshold"])
-        for row in (column >= threshold).nonzero().flatten().tolist():
-            found[row] = max(found.get(row, 0.0), column[row].item())
-    headings = {row for row in found if document.sentences[row].text in document.sentences[row].section[-1:]}
-    candidates = set(found) - headings or headings  # a heading announces a statement; it is one only for want of better
-    rows = sorted(sorted(candidates, key=lambda row: -found[row])[:MAX_EVIDENCE]) if decided else []
-    evidence = tuple(document.sentences[row] for row in rows)
-    rates = ErrorRates.of(labeller.calibration[item.rates] if item.rates else best)
-    if not decided:
-        conditional = item.trace is not None and not re.search(item.trace, text, re.IGNORECASE)
-        if conditional:
-            note = f"asked for only if {item.only_if}; no sign of that was found"
-        else:
-            note = UNSURE if highest > 0.5 else ""
-        return Verdict(
-            item=item,
-            status="not applicable" if conditional else "not found",
-            probability=highest,
-            error_rates=rates,
-            note=note,
-        )
-    elements = tuple(_elements(item, evidence, document, labeller.calibration))
-    partly = any(not element.found for element in elements)
+def _by_model(item: Item, reading: _Reading, text: str) -> Verdict:
+    probability, rates = reading.calibrated(item.labels)
+    if probability < 0.5:
+        nearest = reading.nearest(item.labels, MAX_NEAREST)
+        status, note = "not found", ""
+        if item.trace is not None and not re.search(item.trace, text, re.IGNORECASE):
+            status, note = "not applicable", f"asked for only if {item.only_if}; no sign of that was found"
+        elif 1 - probability < MIN_RIGHT or (rates and not rates.is_right_when_missing(MIN_RIGHT)):
+            status, note = "look here", "not found, but such a verdict is often wrong: read the nearest sentences"
+        return Verdict(item=item, status=status, probability=probability, nearest=nearest, error_rates=rates, note=note)
+    evidence = _evidence(item, reading)
+    elements = tuple(_elements(item, evidence, reading))
     return Verdict(
         item=item,
-        status="partly reported" if partly else "reported",
-        probability=highest,
+        status="reported" if all(element.found for element in elements) else "partly reported",
+        probability=probability,
         evidence=evidence,
         elements=elements,
         error_rates=rates,
-        note=UNSURE if highest < 0.5 else "",
     )
 
 
-def _elements(item: Item, evidence: Sequence[Sentence], document: Document, calibration: dict) -> list[ElementVerdict]:
-    home = [
-        sentence
-        for sentence in document.sentences
-        if section_kind(sentence.section) in item.parts and sentence not in evidence
-    ]
+def _evidence(item: Item, reading: _Reading) -> tuple[Sentence, ...]:
+    """The sentences that carry a label of the item, or the one that comes nearest, in the order of the text."""
+    thresholds = [reading.labeller.calibration["sentence_thresholds"][name] for name in item.labels]
+    columns = reading.columns(item.labels)
+    marked = (columns >= torch.tensor(thresholds)).any(1).tolist()
+    scores = columns.max(1).values.tolist()
+    score_of = {s.number: score for s, score in zip(reading.document.sentences, scores, strict=True)}
+    found = [s for s, is_marked in zip(reading.document.sentences, marked, strict=True) if is_marked]
+    # A heading announces a statement; it is one only for want of better.
+    found = [s for s in found if s.text not in s.section[-1:]] or found
+    if not found:
+        return reading.nearest(item.labels, 1)
+    best = sorted(found, key=lambda s: -score_of[s.number])[:MAX_EVIDENCE]
+    return tuple(sorted(best, key=lambda s: s.number))
+
+
+def _elements(item: Item, evidence: Sequence[Sentence], reading: _Reading) -> list[ElementVerdict]:
     verdicts = []
-    for element in (element for key in item.elements for element in elements_of(key)):
-        found = find_element(element, [s.text for s in evidence], [s.text for s in home])
-        if found is not None:
-            where = next((s.number for s in (*evidence, *home) if element.pattern.search(s.text)), None)
-            measured = calibration.get(f"element:{element.key}")
-            rates = ErrorRates.of(measured) if measured else None
-            verdicts.append(ElementVerdict(name=element.name, found=found, sentence=where, error_rates=rates))
+    for element in item.elements:
+        measured = reading.labeller.calibration["elements"].get(element.label)
+        if measured is None:
+            continue  # nobody measured it well enough: nothing is said
+        if element.only_if and not any(re.search(element.only_if, s.text, re.IGNORECASE) for s in evidence):
+            continue
+        found = reading.calibrated([element.label])[0] >= 0.5
+        where = reading.nearest([element.label], 1)[0].number if found else None
+        verdicts.append(
+            ElementVerdict(name=element.name, found=found, sentence=where, error_rates=ErrorRates.of(measured))
+        )
     return verdicts
+
+
+# ---- reports ----
+
+
+def _choose(study: Study, key: str | None) -> tuple[Checklist, tuple[Checklist, ...]]:
+    """The list that a text is held against, and the extensions for its design."""
+    if key is None:
+        key = "spirit" if study.is_protocol else "abstracts" if study.is_abstract else "consort"
+        own = load_checklist(key)
+        found = [extension_of(design) for design in study.designs] if own.text == "report" else []
+        return own, tuple(extension for extension in found if extension is not None)
+    own = load_checklist(key)
+    return (load_checklist("consort"), (own,)) if own.design else (own, ())
 
 
 def check_document(
@@ -301,6 +350,7 @@ def check_document(
     protocol: bool | None = None,
     checkpoint: str | Path = DEFAULT_CHECKPOINT,
     is_trial: bool | None = None,
+    checklist: str | None = None,
 ) -> Report:
     """Checks a document that is already read; the arguments are those of `check`."""
     study = recognise(document.sentences)
@@ -308,17 +358,15 @@ def check_document(
         study = replace(study, is_trial=is_trial, kind="a randomised trial" if is_trial else study.kind)
     if protocol is not None:
         study = replace(study, is_protocol=protocol, is_abstract=False)
-    protocol = study.is_protocol
-    if protocol:
-        name, items = "SPIRIT 2013", SPIRIT
-    elif study.is_abstract:
-        name, items = "CONSORT for abstracts", CONSORT_ABSTRACTS
-    else:
-        name, items = "CONSORT 2010", CONSORT
+    own, extensions = _choose(study, checklist)
+    if checklist is not None:
+        if protocol is not None and protocol != (own.text == "protocol"):
+            raise ValueError(f'checklist "{checklist}" is for a {own.text}; leave out protocol={protocol}.')
+        study = replace(study, is_protocol=own.text == "protocol", is_abstract=own.text == "abstract")
     if not study.is_trial:
         return Report(
             document=document,
-            checklist=name,
+            checklist=own.name,
             verdicts=(),
             labels=tuple(() for _ in document.sentences),
             warnings=(study.description, _OVERRULE, *document.warnings),
@@ -327,22 +375,21 @@ def check_document(
     labeller = load_labeller(checkpoint)
     texts = [sentence.text for sentence in document.sentences]
     probabilities, num_cut = labeller.probabilities(texts, [sentence.section for sentence in document.sentences])
+    kind = "protocol" if study.is_protocol else "report"
+    reading = _Reading(document=document, probabilities=probabilities, labeller=labeller, kind=kind)
     text = " ".join(texts)
-    verdicts = tuple(
-        _by_rule(item, document, labeller)
-        if item.rule is not None
-        else _by_model(item, document, probabilities, labeller, text)
-        for item in items
-    )
+    items = [item for chosen in (own, *extensions) for item in chosen.items]
+    verdicts = tuple(_verdict(item, reading, text) for item in items)
     if study.is_abstract:
         # Probabilities and error rates were measured on whole articles; of an abstract alone nobody measured them.
         verdicts = tuple(replace(verdict, probability=None, error_rates=None, note="") for verdict in verdicts)
     return Report(
         document=document,
-        checklist=name,
+        checklist=own.name,
         verdicts=verdicts,
-        labels=tuple(_labels(labeller, probabilities, items)),
-        warnings=(*document.warnings, *_warnings(document, study, num_cut)),
+        labels=tuple(_labels(labeller, probabilities, own.items)),
+        warnings=(*document.warnings, *_warnings(document, study, num_cut, (own, *extensions))),
+        extensions=tuple(extension.name for extension in extensions),
         study=study,
     )
 
@@ -350,18 +397,17 @@ def check_document(
 _OVERRULE = "If it is a randomised trial all the same, pass --trial (in Python, is_trial=True)."
 
 
-def _warnings(document: Document, study: Study, num_cut: int) -> list[str]:
+def _warnings(document: Document, study: Study, num_cut: int, checklists: Sequence[Checklist]) -> list[str]:
     protocol = study.is_protocol
     warnings = [study.description]
-    names = ", ".join(EXTENSIONS[design] for design in study.designs if design in EXTENSIONS)
-    if names:
-        warnings.append(f"The items that CONSORT's extension asks for beside these are not checked: {names}.")
+    warnings += [
+        f"{chosen.name}: {len(chosen.not_checked)} of {len(chosen.items)} items are not checked, since nothing here "
+        f"answers them: {', '.join(chosen.not_checked)}."
+        for chosen in checklists
+        if chosen.not_checked
+    ]
     if study.is_abstract:
-        return [
-            *warnings,
-            f"Only an abstract: items of CONSORT for abstracts on {', '.join(ABSTRACTS_NOT_CHECKED)} are not checked, and how "
-            "often verdicts on an abstract alone are right was not measured.",
-        ]
+        return [*warnings, "Only an abstract: how often verdicts on an abstract alone are right was not measured."]
     kinds = {section_kind(sentence.section) for sentence in document.sentences}
     absent = [
         kind for kind in (("methods",) if protocol else ("methods", "results", "discussion")) if kind not in kinds
@@ -374,10 +420,6 @@ def _warnings(document: Document, study: Study, num_cut: int) -> list[str]:
         )
     if num_cut:
         warnings.append(f"Sentences too long to be read to their end: {num_cut}.")
-    if protocol:
-        warnings += [
-            f"SPIRIT items {', '.join(SPIRIT_NOT_CHECKED)} are not checked: too few annotations, or none.",
-        ]
     return warnings
 
 
@@ -386,6 +428,7 @@ def check(
     protocol: bool | None = None,
     checkpoint: str | Path = DEFAULT_CHECKPOINT,
     is_trial: bool | None = None,
+    checklist: str | None = None,
 ) -> Report:
     """Reads a report of a randomised trial and says what it leaves out.
 
@@ -398,26 +441,29 @@ def check(
             abstract from the text.
         checkpoint: the folder of the model.
         is_trial: True checks it as a randomised trial whatever it says; None recognises that from its text.
+        checklist: a file of `checklists/` by its name, which then decides what the text is taken for; an extension
+            (`"cluster"`, `"harms"`, ...) follows the items of CONSORT 2010. None takes what the text calls for.
 
     Raises:
         DocumentError: the file cannot be read as an English report; the message says why and what to do.
+        ValueError: an unknown checklist, or one for another kind of text than `protocol` says.
 
     Example:
         report = check("draft.docx")
         print([verdict.item.number for verdict in report.verdicts if verdict.status == "not found"])
     """
-    return check_document(read_document(path), protocol, checkpoint, is_trial)
+    return check_document(read_document(path), protocol, checkpoint, is_trial, checklist)
 
 
 def check_folder(
-    folder: str | Path, protocol: bool | None = None, is_trial: bool | None = None
+    folder: str | Path, protocol: bool | None = None, is_trial: bool | None = None, checklist: str | None = None
 ) -> tuple[list[Report], list[str]]:
     """Checks every readable file of a folder; what could not be read comes back as messages."""
     reports, problems = [], []
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in READERS:
             try:
-                reports.append(check(path, protocol, is_trial=is_trial))
+                reports.append(check(path, protocol, is_trial=is_trial, checklist=checklist))
             except DocumentError as error:
                 problems.append(str(error))
     return reports, problems
@@ -426,7 +472,10 @@ def check_folder(
 def summarise(reports: Sequence[Report]) -> list[tuple[Item, Counter]]:
     """How often every item has every status over reports on one checklist, the most often missing first."""
     checked = [report.verdicts for report in reports if report.verdicts]
-    rows = [
-        (verdicts[0].item, Counter(verdict.status for verdict in verdicts)) for verdicts in zip(*checked, strict=True)
-    ]
-    return sorted(rows, key=lambda row: (-row[1]["not found"], -row[1]["partly reported"]))
+    rows: dict[tuple[str, str], tuple[Item, Counter]] = {}
+    for verdict in (verdict for verdicts in checked for verdict in verdicts):
+        key = (verdict.item.part, verdict.item.number)
+        rows.setdefault(key, (verdict.item, Counter()))[1][verdict.status] += 1
+    return sorted(
+        rows.values(), key=lambda row: (-row[1]["not found"], -row[1]["look here"], -row[1]["partly reported"])
+    )

@@ -14,6 +14,9 @@ class TrialReportConfig(PreTrainedConfig):
         num_sentence_layers, sentence_intermediate_size: the sentence transformer; its width and heads are those above.
         sentence_context: how many sentences back and forth a sentence sees beyond its own window.
         rope_theta: longest period of the rotary embedding over sentences.
+        num_sentence_encoders: sentence transformers, each with a classifier of its own; the model's `view_shares` weight them.
+        lexical_buckets: rows of the lexical view's table, which words and pairs of words are hashed into; 0 is none.
+        int8_words: whether the word embeddings are stored as int8, which a released checkpoint does.
         num_section_kinds: title, abstract, introduction, methods, ...: what `section_kinds` may hold.
         id2label: checklist items, `"consort:8a"` or `"spirit:16a_Randomization_Generation"`.
     """
@@ -34,6 +37,9 @@ class TrialReportConfig(PreTrainedConfig):
     num_sentence_layers: int = 2
     sentence_intermediate_size: int = 512
     sentence_context: int = 48
+    num_sentence_encoders: int = 1
+    lexical_buckets: int = 0
+    int8_words: bool = False
     rope_theta: float | int = 1000.0
     num_section_kinds: int = 8
     windows_per_chunk: int = 16

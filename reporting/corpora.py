@@ -6,6 +6,7 @@ Two corpora of Kilicoglu's group, both MIT (github.com/ScienceNLP-Lab/RCT-Transp
 
 import csv
 import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,23 @@ CONSORT_ITEMS = (
     "13b", "14a", "14b", "15", "16", "17a", "17b", "18", "19", "20", "21", "22", "23", "24", "25",
 )  # fmt: skip
 METHODS_ITEMS = CONSORT_ITEMS[1:18]
+# Items that only SPIRIT-CONSORT-TM's article-level file has, and the sentences that can be meant: both patterns are in them.
+ARTICLE_ITEMS = {
+    "16e_Allocation_Mechanism": (
+        r"\b(random\w*|allocat\w+|assign\w+|conceal\w*|sequence)\b",
+        r"\b(sealed|opaque|envelopes?|central(ly|i[sz]ed)?|telephone|phone|web[- ]?(based|site)?|internet|online|interactive"
+        r"|ivrs|iwrs|pharmac\w+|numbered|redcap|software|system|server|app)\b",
+    ),
+    "16f_Allocation_Concealment": (
+        r"\b(random\w*|allocat\w+|assign\w+|sequence|envelopes?|list)\b",
+        r"\b(conceal\w*|opaque|sealed|unaware|blind(ed)? to|not (be )?(aware|know\w*)|no (access|knowledge)|unpredictab\w+"
+        r"|until)\b",
+    ),
+    "28_Financial_interests": (
+        r"\binterests?\b|\bdisclos\w+",
+        r"\b(competing|conflict\w*|financial|declar\w+|disclos\w+|no)\b",
+    ),
+}
 METHODS_SECTIONS = frozenset(  # as the authors' own loader selects Methods sentences (CONSORT-TM-full/data.py)
     header.lower()
     for header in (
@@ -99,3 +117,14 @@ def load_spirit_articles(folder: str | Path) -> dict[str, frozenset[str]]:
 def in_methods(section: tuple[str, ...]) -> bool:
     """Whether the papers count a sentence under these headers as one of the Methods."""
     return bool(section) and section[0].lower() in METHODS_SECTIONS
+
+
+def states_article_item(item: str, sentence: str, section: tuple[str, ...]) -> bool:
+    """Whether a sentence can be the one for which annotators ticked an item of `ARTICLE_ITEMS`.
+
+    Example:
+        >>> states_article_item("16e_Allocation_Mechanism", "The allocation was kept in sealed envelopes.", ("Methods",))
+        True
+    """
+    text = " ".join((*section[-1:], sentence)) if item.startswith("28") else sentence
+    return all(re.search(pattern, text, re.IGNORECASE) for pattern in ARTICLE_ITEMS[item])

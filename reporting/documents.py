@@ -37,12 +37,13 @@ RUN_IN_LEVEL = 7  # below every heading that stands alone
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """`number` counts from 1 in the document, `page` from 1 where the format has pages."""
+    """`number` and `paragraph` count from 1 in the document, `page` from 1 where the format has pages."""
 
     number: int
     text: str
     section: tuple[str, ...]
     page: int | None = None
+    paragraph: int | None = None
 
     @property
     def place(self) -> str:
@@ -127,7 +128,7 @@ def to_sentences(reading: Reading) -> list[Sentence]:
     """Blocks -> sentences with section paths; headings are sentences too, as in the corpora. References end the text."""
     sentences: list[Sentence] = []
     path: list[tuple[int, str]] = []
-    dropped = 0
+    dropped = paragraph = 0
     for block in reading.blocks:
         text = " ".join(block.text.split())
         if not text:
@@ -147,16 +148,21 @@ def to_sentences(reading: Reading) -> list[Sentence]:
         if any(REFERENCES.fullmatch(re.sub(r"^[\d.\s]+", "", header)) for header in headers):
             dropped += block.level == 0
             continue
+        paragraph += block.level == 0
         in_abstract = section_kind(headers) == "abstract"
         if run_in and not in_abstract:
             headers = headers if block.section is None else (*headers, run_in)
-            sentences.append(Sentence(number=len(sentences) + 1, text=run_in, section=headers, page=block.page))
+            sentences.append(
+                Sentence(number=len(sentences) + 1, text=run_in, section=headers, page=block.page, paragraph=paragraph)
+            )
             text = re.sub(r"^\s*[.:—]\s+", "", text[len(run_in) :])
         for part in [text] if block.level else split_sentences(text):
             named = RUN_IN.match(part) if in_abstract and not block.level else None
             if named:
                 headers = (headers[0], named[1])
-            sentences.append(Sentence(number=len(sentences) + 1, text=part, section=headers, page=block.page))
+            sentences.append(
+                Sentence(number=len(sentences) + 1, text=part, section=headers, page=block.page, paragraph=paragraph)
+            )
     if dropped:
         reading.warnings.append(f"{dropped} paragraphs under References were left out.")
     return _without_empty_evidence(reading, sentences)

@@ -6,7 +6,7 @@ figures beside it count all folds together. Missing items, which are what the ch
 their own: an item that no annotator found and no sentence was labelled with is a hit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,21 +63,21 @@ def missing(gold: Flags, predicted: Flags) -> Score:
     return score(~gold, ~predicted)
 
 
-def bootstrap_interval(
-    articles: Sequence[tuple[Flags, Flags]],
-    statistic: Callable[[Flags, Flags], float],
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile interval over articles drawn with replacement: sentences of one article are not independent."""
+def score_intervals(
+    articles: Sequence[tuple[Flags, Flags]], draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of precision, recall and F1 over articles drawn with replacement: sentences of one article are not
+    independent. `articles` are pairs of gold and predicted flags."""
+    counts = np.asarray([[(g & p).sum(), p.sum(), g.sum()] for g, p in articles], dtype=float)
     generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(draws):
-        drawn = [articles[index] for index in generator.integers(len(articles), size=len(articles))]
-        values.append(statistic(np.concatenate([g for g, _ in drawn]), np.concatenate([p for _, p in drawn])))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    hits, said, there = counts[generator.integers(len(articles), size=(draws, len(articles)))].sum(1).T
+    values = {
+        "precision": hits / said.clip(1),
+        "recall": hits / there.clip(1),
+        "f1": 2 * hits / (said + there).clip(1),
+    }
+    bounds = [(1 - level) / 2, (1 + level) / 2]
+    return {name: tuple(np.quantile(drawn, bounds).tolist()) for name, drawn in values.items()}
 
 
 def best_threshold(gold: Flags, scores: Scores, fallback: float, least_support: int = 8) -> float:

@@ -1,11 +1,14 @@
 """Windows of consecutive sentences -> sentence vectors -> logits for every checklist item.
 
 The token transformer reads windows: consecutive sentences behind the headers of their section. The mean of a sentence's
-tokens, with the kind of its section and its place in the report, is its vector; the sentence transformer mixes the
-vectors of `sentence_context` neighbours on either side. Nothing depends on where the report was cut for a batch.
+tokens, with the kind of its section and its place in the report, is its vector; sentence transformers mix the
+vectors of `sentence_context` neighbours on either side, and each has a classifier of its own. Beside them a lexical view, a
+linear model of hashed words, sees rare words that a mean of vectors loses. An item's probability is the weighted mean of what
+these views say: corpora of different annotators and sizes may weight them differently. Nothing depends on where the report
+was cut for a batch.
 
 Shapes: `b` reports, `w` windows in the batch, `t` tokens of a window, `s` sentences of a report, `k` heads, `e` hidden size,
-`l` items.
+`l` items, `v` views.
 """
 
 from collections.abc import Callable
@@ -125,10 +128,61 @@ class TrialReportLayer(GradientCheckpointingLayer):
         return self.norm2(hidden_states + self.dropout(expanded))
 
 
+class TrialReportInt8Table(nn.Module):
+    """Rows of int8 with a scale each: half the size of bfloat16, and closer to float32 than the text needs."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __init__(self, rows: int, columns: int):
+        super().__init__()
+        self.register_buffer("values", torch.zeros(rows, columns, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(rows))
+
+    @torch.no_grad()
+    def fill(self, table: Tensor) -> None:
+        """Rounds a float table `(rows, columns)`."""
+        self.scale.copy_(table.abs().amax(1).clamp(min=1e-12) / 127)
+        # In the precision that is stored, so that values and scale belong together.
+        self.values.copy_((table / self.scale[:, None].to(table.dtype)).round().clamp(-127, 127).to(torch.int8))
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.values[index].to(self.scale.dtype) * self.scale[index][..., None]
+
+
+class TrialReportLexicalView(nn.Module):
+    """A linear model over hashed words of a sentence, its neighbours and headers, with TF-IDF weights: `(s,)` to `(s, l)`."""
+
+    idf: Tensor
+    bias: Tensor
+
+    def __init__(self, config: TrialReportConfig):
+        super().__init__()
+        num_labels = len(config.id2label or {})
+        self.table = TrialReportInt8Table(config.lexical_buckets, num_labels)
+        self.register_buffer("idf", torch.ones(config.lexical_buckets))
+        self.register_buffer("bias", torch.zeros(num_labels))
+
+    def forward(self, buckets: Tensor, counts: Tensor, owners: Tensor, num_sentences: int) -> Tensor:
+        """`buckets`, `counts`, `owners` `(m,)`: what is in which sentence, and how often; sorted by sentence."""
+        weights = (1 + counts.float().log()) * self.idf.float()[buckets]
+        norms = weights.new_zeros(num_sentences).index_add(0, owners, weights.square()).sqrt().clamp(min=1e-9)
+        weights = weights / norms[owners] * self.table.scale.float()[buckets]
+        starts = torch.searchsorted(owners, torch.arange(num_sentences, device=owners.device))
+        logits = nn.functional.embedding_bag(
+            buckets, self.table.values.float(), starts, mode="sum", per_sample_weights=weights
+        )
+        return logits + self.bias.float()
+
+
 class TrialReportEmbeddings(nn.Module):
     def __init__(self, config: TrialReportConfig):
         super().__init__()
-        self.words: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.words: nn.Module = (
+            TrialReportInt8Table(config.vocab_size, config.hidden_size)
+            if config.int8_words
+            else nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        )
         self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -199,6 +253,7 @@ class TrialReportForSentenceLabels(TrialReportPreTrainedModel):
     """
 
     _auto_class = "AutoModel"
+    view_shares: Tensor
 
     def __init__(self, config: TrialReportConfig):
         super().__init__(config)
@@ -206,8 +261,14 @@ class TrialReportForSentenceLabels(TrialReportPreTrainedModel):
         self.layers = nn.ModuleList(
             TrialReportLayer(config, config.intermediate_size) for _ in range(config.num_hidden_layers)
         )
-        self.sentences = TrialReportSentenceEncoder(config)
-        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
+        num_labels = len(config.id2label or {})
+        self.sentences = nn.ModuleList(TrialReportSentenceEncoder(config) for _ in range(config.num_sentence_encoders))
+        self.classifiers = nn.ModuleList(
+            nn.Linear(config.hidden_size, num_labels) for _ in range(config.num_sentence_encoders)
+        )
+        self.lexical = TrialReportLexicalView(config) if config.lexical_buckets else None
+        num_views = config.num_sentence_encoders + bool(config.lexical_buckets)
+        self.register_buffer("view_shares", torch.full((num_views, num_labels), 1 / num_views))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -240,10 +301,19 @@ class TrialReportForSentenceLabels(TrialReportPreTrainedModel):
         section_kinds: Tensor,
         places: Tensor,
         labels: Tensor | None = None,
+        lexical_logits: Tensor | None = None,
     ) -> TrialReportOutput:
-        """Sentence vectors `(b, s, e)` -> logits."""
-        hidden_states = self.sentences(vectors, sentence_mask, section_kinds, places)
-        logits = self.classifier(hidden_states)  # (b, s, e) -> (b, s, l)
+        """Sentence vectors `(b, s, e)`, and what the lexical view says `(b, s, l)`, -> logits."""
+        states = [encoder(vectors, sentence_mask, section_kinds, places) for encoder in self.sentences]
+        views = [head(state) for head, state in zip(self.classifiers, states, strict=True)]  # (b, s, e) -> (b, s, l)
+        hidden_states = torch.stack(states).mean(0)
+        if lexical_logits is not None:
+            views.append(lexical_logits)
+        logits = views[0]
+        if len(views) > 1:
+            shares = self.view_shares.float()[:, None, None]  # (v, l) -> (v, 1, 1, l)
+            probability = (torch.stack([view.float() for view in views]).sigmoid() * shares).sum(0)
+            logits = probability.clamp(1e-6, 1 - 1e-6).logit().to(vectors.dtype)
         loss = None
         if labels is not None:
             known = (labels >= 0) & sentence_mask[..., None]
@@ -259,6 +329,9 @@ class TrialReportForSentenceLabels(TrialReportPreTrainedModel):
         sentence_mask: Tensor,
         section_kinds: Tensor,
         places: Tensor,
+        lexical_buckets: Tensor | None = None,
+        lexical_counts: Tensor | None = None,
+        lexical_owners: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TrialReportOutput:
@@ -271,7 +344,13 @@ class TrialReportForSentenceLabels(TrialReportPreTrainedModel):
         )
         vectors = self.pool_sentences(hidden_states, token_sentences, sentence_mask.numel())
         vectors = vectors.view(*sentence_mask.shape, -1)  # (b * s, e) -> (b, s, e)
-        return self.label_sentences(vectors, sentence_mask, section_kinds, places, labels)
+        lexical = None
+        if self.lexical is not None:
+            if lexical_buckets is None or lexical_counts is None or lexical_owners is None:
+                raise ValueError("This model has a lexical view; pass all that TrialReportProcessor gives.")
+            lexical = self.lexical(lexical_buckets, lexical_counts, lexical_owners, sentence_mask.numel())
+            lexical = lexical.view(*sentence_mask.shape, -1)  # (b * s, l) -> (b, s, l)
+        return self.label_sentences(vectors, sentence_mask, section_kinds, places, labels, lexical)
 
 
 __all__ = ["TrialReportForSentenceLabels", "TrialReportOutput", "TrialReportPreTrainedModel"]

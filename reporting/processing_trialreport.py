@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -48,11 +49,15 @@ class TrialReportProcessor(ProcessorMixin):
         window_tokens: tokens of a window; what the model was trained with.
         sentence_tokens: a longer sentence is cut there, which `BatchFeature["cut_sentences"]` counts.
         header_tokens: tokens of a window's headers.
+        lexical_buckets: how many rows words are hashed into for the lexical view; 0 where the model has none.
     """
 
     _auto_class = "AutoProcessor"
 
-    def __init__(self, tokenizer=None, window_tokens=192, sentence_tokens=144, header_tokens=24, **kwargs):
+    def __init__(
+        self, tokenizer=None, window_tokens=192, sentence_tokens=144, header_tokens=24, lexical_buckets=0, **kwargs
+    ):
+        self.lexical_buckets = lexical_buckets
         self.window_tokens = window_tokens
         self.sentence_tokens = sentence_tokens
         self.header_tokens = header_tokens
@@ -60,7 +65,44 @@ class TrialReportProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "token_sentences", "sentence_mask", "section_kinds", "places"]
+        names = ["input_ids", "attention_mask", "token_sentences", "sentence_mask", "section_kinds", "places"]
+        lexical = ["lexical_buckets", "lexical_counts", "lexical_owners"] if self.lexical_buckets else []
+        return names + lexical
+
+    def hash_words(
+        self, sentences: Sequence[str], sections: Sequence[Sequence[str]], first: int = 0
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """For every sentence its buckets, how often each, and the sentence's number, counted from `first`.
+
+        What is hashed: word pieces, pairs of them, those of the headers and of both neighbours, and the kind of section.
+        """
+        words = self.tokenizer(list(sentences), add_special_tokens=False, verbose=False)["input_ids"]
+        paths = [" > ".join(section) for section in sections]
+        known = sorted(set(paths))
+        headers = dict(
+            zip(known, self.tokenizer(known, add_special_tokens=False, verbose=False)["input_ids"], strict=True)
+        )
+        words = [torch.tensor(tokens[: self.sentence_tokens], dtype=torch.long) for tokens in words]
+        buckets, counts, owners = [], [], []
+        for number, (own, path, section) in enumerate(zip(words, paths, sections, strict=True)):
+            kind = torch.tensor([SECTION_KINDS.index(section_kind(section))])
+            near = [words[other] for other in (number - 1, number + 1) if 0 <= other < len(words)]
+            # Every kind of feature starts elsewhere, so that a word of a header is not that of the sentence.
+            keys = torch.cat(
+                [
+                    1_000_003 + own * 7919,
+                    2_000_003 + own[:-1] * 7919 + own[1:] * 104729,
+                    3_000_017 + torch.tensor(headers[path], dtype=torch.long) * 7919,
+                    4_000_037 + kind * 7919,
+                    *(5_000_011 + other * 7919 for other in near),
+                ]
+            )
+            hashed = (keys * 2654435761 & 0xFFFFFFFF) % self.lexical_buckets
+            found, times = hashed.unique(return_counts=True)
+            buckets.append(found)
+            counts.append(times)
+            owners.append(torch.full_like(found, first + number))
+        return buckets, counts, owners
 
     def pack(self, sentences: Sequence[str], sections: Sequence[Sequence[str]]) -> tuple[list, list, int]:
         """Windows as lists of token ids, the sentence of every token (-1: header), and how many sentences were cut."""
@@ -103,6 +145,7 @@ class TrialReportProcessor(ProcessorMixin):
         mask = torch.zeros(len(sentences), width, dtype=torch.bool)
         kinds = torch.zeros(len(sentences), width, dtype=torch.long)
         places = torch.zeros(len(sentences), width)
+        hashed: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for number, (report, paths) in enumerate(zip(sentences, sections, strict=True)):
             own_windows, own_owners, own_cut = self.pack(report, paths)
             windows += own_windows
@@ -111,8 +154,13 @@ class TrialReportProcessor(ProcessorMixin):
             mask[number, : len(report)] = True
             kinds[number, : len(report)] = torch.tensor([SECTION_KINDS.index(section_kind(path)) for path in paths])
             places[number, : len(report)] = torch.arange(len(report)) / max(len(report) - 1, 1)
+            if self.lexical_buckets:
+                for rows, own_rows in zip(hashed, self.hash_words(report, paths, number * width), strict=True):
+                    rows += own_rows
         pad = self.tokenizer.pad_token_id
         length = max(len(window) for window in windows)
+        names = ("lexical_buckets", "lexical_counts", "lexical_owners") if self.lexical_buckets else ()
+        lexical = {name: torch.cat(rows) for name, rows in zip(names, hashed, strict=False)}
         return BatchFeature(
             {
                 "input_ids": torch.tensor([window + [pad] * (length - len(window)) for window in windows]),
@@ -122,6 +170,7 @@ class TrialReportProcessor(ProcessorMixin):
                 "section_kinds": kinds,
                 "places": places,
                 "cut_sentences": cut,
+                **lexical,
             }
         )
 

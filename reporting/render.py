@@ -1,4 +1,4 @@
-"""`Report` -> what people and programs read: terminal, Markdown, JSON, CSV, HTML, and the checklist to fill in."""
+"""`Report` -> what people and programs read: terminal, Markdown, JSON, CSV and HTML; `submission.py` has what is sent on."""
 
 import csv
 import html as escape
@@ -8,36 +8,43 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from .check import STATUSES, ElementVerdict, Report, Verdict
-from .checklist import CONSORT_2025_NOT_CHECKED, Item
+from .checklist import Item
 from .compare import OutcomeMatch
+from .documents import Sentence
 from .markdown_tables import markdown_table
+from .submission import Claim, question_of
 
 DISCLAIMER = (
     "It finds statements; it does not judge whether they are true, and it is wrong as often as the figures beside each "
     "verdict say. Read the report yourself before you ask its authors for anything."
 )
 LEGEND = (
-    "Beside each verdict: its calibrated probability, and how often such a verdict was right on articles that the model had "
-    "not seen. Missing elements are found by patterns; the same figure is in brackets where a corpus annotates the element."
+    "Beside each verdict: its calibrated probability, and how often such a verdict was right on articles that the deciding "
+    'layers had not seen. "Look here" is an item that was not found, where that is too often wrong to be called missing. "Not '
+    'checked" is an item that nothing here answers.'
 )
-_COLOURS = {"reported": "32", "partly reported": "33", "not found": "31", "not applicable": "90"}
-_MARKS = {"reported": "✓", "partly reported": "~", "not found": "✗", "not applicable": "-"}
-
-
-def renumber(report: Report) -> Report:
-    """The same report with the numbers of CONSORT 2025. Several items of 2010 became one, so a number may come twice."""
-    if report.checklist != "CONSORT 2010":
-        raise ValueError(f"{report.checklist} has no other numbering; only CONSORT 2010 was renumbered.")
-    verdicts = [
-        replace(verdict, item=replace(verdict.item, number=verdict.item.consort_2025 or verdict.item.number))
-        for verdict in report.verdicts
-    ]
-    new = f"Items {', '.join(CONSORT_2025_NOT_CHECKED)} are new in CONSORT 2025 and are not checked: no corpus annotates them."
-    return replace(report, checklist="CONSORT 2025", verdicts=tuple(verdicts), warnings=(*report.warnings, new))
+_COLOURS = {
+    "reported": "32",
+    "partly reported": "33",
+    "not found": "31",
+    "look here": "35",
+    "not applicable": "90",
+    "not checked": "90",
+}
+_MARKS = {
+    "reported": "✓",
+    "partly reported": "~",
+    "not found": "✗",
+    "look here": "?",
+    "not applicable": "-",
+    "not checked": "·",
+}
+# What a reader should see first.
+_FIRST = ("look here", "not found", "partly reported", "reported", "not applicable", "not checked")
 
 
 def error_rate(verdict: Verdict) -> str:
@@ -46,9 +53,11 @@ def error_rate(verdict: Verdict) -> str:
     For "not found" it is how often the item was really missing; else how often it was really there.
     """
     rates = verdict.error_rates
+    if verdict.status == "not checked":
+        return ""
     if rates is None:
         return "not measured"
-    if verdict.status in ("not found", "not applicable"):
+    if verdict.status in ("not found", "look here", "not applicable"):
         right, said = rates.called_missing_rightly, rates.called_missing
     else:
         right, said = rates.called_reported_rightly, rates.called_reported
@@ -81,14 +90,14 @@ def _confidence(verdict: Verdict) -> str:
 def counts(report: Report) -> str:
     if not report.study.is_trial:
         return "not checked"
-    return ", ".join(f"{report.count(status)} {status}" for status in STATUSES)
+    return ", ".join(f"{report.count(status)} {status}" for status in STATUSES if report.count(status))
 
 
 # ---- terminal ----
 
 
 def terminal_table(report: Report, colours: bool = True, everything: bool = False) -> str:
-    """A table that fits the terminal; items that are surely reported or not applicable only with `everything`."""
+    """A table that fits the terminal; items that need no look only with `everything`."""
 
     def paint(text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if colours else text
@@ -96,7 +105,7 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
     width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 140))
     lines = [paint(textwrap.shorten(report.document.title, width), "1"), f"{report.checklist}: {counts(report)}", ""]
     part = ""
-    shown = [v for v in report.verdicts if everything or v.is_unsure or v.status in ("partly reported", "not found")]
+    shown = [verdict for verdict in report.verdicts if everything or verdict.needs_a_look]
     longest = max((len(error_rate(verdict)) for verdict in shown), default=0)
     for verdict in shown:
         if verdict.item.part != part:
@@ -111,8 +120,12 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
             lines += textwrap.wrap(
                 f"not found: {_missing(verdict)}", width, initial_indent=" " * 9, subsequent_indent=" " * 9
             )
-        if verdict.note:
+        if verdict.note and everything:
             lines.append(f"         {verdict.note}")
+        if verdict.nearest and verdict.needs_a_look:
+            near = ", ".join(f"s. {sentence.number}" for sentence in verdict.nearest)
+            first = max(verdict.nearest, key=lambda sentence: len(sentence.text))
+            lines.append(" " * 9 + textwrap.shorten(f"nearest: {near}: {first.text}", width - 9, placeholder="…"))
         if verdict.evidence and everything:
             lines.append(" " * 9 + textwrap.shorten(_places(verdict), width - 9, placeholder="…"))
     if not report.study.is_trial:
@@ -127,13 +140,63 @@ def terminal_table(report: Report, colours: bool = True, everything: bool = Fals
 def summary_table(rows: Sequence[tuple[Item, Counter]], num_reports: int) -> str:
     """Over a folder: the items that are missing most often first."""
     lines = [f"{num_reports} reports; items most often missing first", ""]
-    lines.append(f"{'item':<6}{'not found':>10}{'partly':>8}{'reported':>10}{'n/a':>6}  text")
+    lines.append(f"{'item':<6}{'not found':>10}{'look':>6}{'partly':>8}{'reported':>10}{'n/a':>6}  text")
     for item, found in rows:
         cells = (
-            f"{found['not found']:>10}{found['partly reported']:>8}{found['reported']:>10}{found['not applicable']:>6}"
+            f"{found['not found']:>10}{found['look here']:>6}{found['partly reported']:>8}{found['reported']:>10}"
+            f"{found['not applicable']:>6}"
         )
         lines.append(f"{item.number:<6}{cells}  {item.text}")
     return "\n".join([*lines, "", DISCLAIMER])
+
+
+EDITOR_COLUMNS = ("file", "title", "taken for", "checklist", *STATUSES, "items not found", "items to look at")
+
+
+def editors_rows(reports: Sequence[Report]) -> list[list[str]]:
+    """One row a report, those with most items not found first; `EDITOR_COLUMNS` names the columns."""
+    rows = []
+    for report in sorted(reports, key=lambda report: -report.count("not found")):
+        numbers = {
+            status: " ".join(verdict.item.number for verdict in report.verdicts if verdict.status == status)
+            for status in ("not found", "look here")
+        }
+        kind = "protocol" if report.study.is_protocol else "abstract" if report.study.is_abstract else "report"
+        rows.append(
+            [
+                Path(report.document.path).name,
+                report.document.title,
+                kind if report.study.is_trial else report.study.kind,
+                report.checklist,
+                *(str(report.count(status)) for status in STATUSES),
+                numbers["not found"],
+                numbers["look here"],
+            ]
+        )
+    return rows
+
+
+def editors_table(reports: Sequence[Report]) -> str:
+    """The same for the terminal."""
+    lines = ["", f"{'not found':>9} {'look':>5} {'partly':>6} {'reported':>8}  report"]
+    for row in editors_rows(reports):
+        cells = dict(zip(EDITOR_COLUMNS, row, strict=True))
+        counts = f"{cells['not found']:>9} {cells['look here']:>5} {cells['partly reported']:>6} {cells['reported']:>8}"
+        lines.append(f"{counts}  {cells['file']} ({cells['taken for']}, {cells['checklist']})")
+    return "\n".join(lines)
+
+
+def editors_csv(reports: Sequence[Report]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(EDITOR_COLUMNS)
+    writer.writerows([[_plain_cell(cell) for cell in row] for row in editors_rows(reports)])
+    return out.getvalue()
+
+
+def _plain_cell(cell: str) -> str:
+    """A cell that a spreadsheet would run as a formula gets a quote in front."""
+    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell
 
 
 def comparison(matches: Sequence[OutcomeMatch]) -> str:
@@ -147,6 +210,16 @@ def comparison(matches: Sequence[OutcomeMatch]) -> str:
             lines.append(f"  report s. {match.report.number}: {match.report.text}")
         lines += [f"  ! {change}" for change in match.changes]
     return "\n".join(lines if matches else [*lines, "No sentence of the protocol was recognised as defining outcomes."])
+
+
+def claims_table(claims: Sequence[Claim]) -> str:
+    """The page numbers of a submitted checklist, those that do not agree first."""
+    lines = ["", "Page numbers of the submitted checklist"]
+    lines += [
+        f"{'  ' if claim.agrees else '! '}{claim.number:<5}{claim.says}"
+        for claim in sorted(claims, key=lambda c: c.agrees)
+    ]
+    return "\n".join(lines)
 
 
 # ---- documents ----
@@ -178,13 +251,24 @@ def markdown(report: Report) -> str:
     return "\n".join([*lines, "", markdown_table(head, rows)])
 
 
+def _sentence(sentence: Sentence) -> dict:
+    return {
+        "sentence": sentence.number,
+        "section": list(sentence.section),
+        "page": sentence.page,
+        "paragraph": sentence.paragraph,
+        "text": sentence.text,
+    }
+
+
 def as_dict(report: Report) -> dict:
     """What `to_json` writes; `report.schema.json` describes it."""
     return {
-        "schema": 1,
+        "schema": 2,
         "file": Path(report.document.path).name,
         "title": report.document.title,
         "checklist": report.checklist,
+        "extensions": list(report.extensions),
         "study": {
             "kind": report.study.kind,
             "is_trial": report.study.is_trial,
@@ -197,21 +281,16 @@ def as_dict(report: Report) -> dict:
         "items": [
             {
                 "number": verdict.item.number,
-                "consort_2025": verdict.item.consort_2025,
+                "same_as": {key: list(numbers) for key, numbers in verdict.item.same_as.items()},
+                "answered_by": verdict.item.answered_by,
                 "part": verdict.item.part,
                 "text": verdict.item.text,
                 "status": verdict.status,
                 "probability": None if verdict.probability is None else round(verdict.probability, 4),
                 "note": verdict.note,
-                "evidence": [
-                    {
-                        "sentence": sentence.number,
-                        "section": list(sentence.section),
-                        "page": sentence.page,
-                        "text": sentence.text,
-                    }
-                    for sentence in verdict.evidence
-                ],
+                "evidence": [_sentence(sentence) for sentence in verdict.evidence],
+                "nearest": [_sentence(sentence) for sentence in verdict.nearest],
+                "question": question_of(verdict),
                 "elements": [asdict(element) for element in verdict.elements],
                 "error_rates": None if verdict.error_rates is None else asdict(verdict.error_rates),
             }
@@ -225,16 +304,13 @@ def to_json(report: Report) -> str:
 
 
 def to_csv(report: Report) -> str:
-    """One row an item. A cell that a spreadsheet would run as a formula gets a quote in front."""
+    """One row an item."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(
-        ["item", "consort_2025", "part", "text", "status", "probability", "missing", "where", "such verdicts"]
-    )
+    writer.writerow(["item", "part", "text", "status", "probability", "missing", "where", "such verdicts"])
     for verdict in report.verdicts:
         row = (
             verdict.item.number,
-            verdict.item.consort_2025 or "",
             verdict.item.part,
             verdict.item.text,
             verdict.status,
@@ -243,47 +319,8 @@ def to_csv(report: Report) -> str:
             _places(verdict),
             error_rate(verdict),
         )
-        writer.writerow([f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell for cell in row])
+        writer.writerow([_plain_cell(cell) for cell in row])
     return out.getvalue()
-
-
-def write_checklist(report: Report, out: Path) -> None:
-    """The table that journals ask authors to submit: item, and where it is reported; to be corrected by the author."""
-    rows = [
-        (
-            verdict.item.number,
-            verdict.item.text,
-            _submission_place(verdict),
-            verdict.evidence[0].text if verdict.evidence else "",
-        )
-        for verdict in report.verdicts
-    ]
-    header = ("Item", "Checklist item", "Reported on page / in section", "Draft evidence (check and delete)")
-    if out.suffix.lower() != ".docx":
-        out.write_text(f"# {report.checklist} checklist\n\n{markdown_table(header, rows)}", encoding="utf-8")
-        return
-    import docx
-
-    file = docx.Document()
-    file.add_heading(f"{report.checklist} checklist", level=1)
-    file.add_paragraph(report.document.title)
-    table = file.add_table(rows=1, cols=len(header))
-    table.style = "Table Grid"
-    for cell, text in zip(table.rows[0].cells, header, strict=True):
-        cell.text = text
-    for row in rows:
-        for cell, text in zip(table.add_row().cells, row, strict=True):
-            cell.text = text
-    file.save(str(out))
-
-
-def _submission_place(verdict: Verdict) -> str:
-    if verdict.status == "not applicable":
-        return "not applicable"
-    pages = sorted({sentence.page for sentence in verdict.evidence if sentence.page})
-    if pages:
-        return ", ".join(f"p. {page}" for page in pages)
-    return "; ".join(dict.fromkeys(" > ".join(sentence.section) for sentence in verdict.evidence))
 
 
 def html(report: Report) -> str:
@@ -314,11 +351,16 @@ def html(report: Report) -> str:
         else "".join(
             f'<li><button type=button class="{_css(status)}" data-status="{_css(status)}" aria-pressed="false">'
             f"<b>{report.count(status)}</b> {status}</button></li>"
-            for status in STATUSES
+            for status in _FIRST
+            if report.count(status)
         ),
         "WARNINGS": f"<ul class=warnings>{warnings}</ul>" if warnings else "",
         "DISCLAIMER": escape.escape(f"{LEGEND} {DISCLAIMER}"),
-        "ITEMS": "\n".join(_html_row(verdict) for verdict in report.verdicts),
+        "ITEMS": "\n".join(
+            _html_row(report.verdicts[row], row)
+            for row in sorted(range(len(report.verdicts)), key=lambda row: _FIRST.index(report.verdicts[row].status))
+        ),
+        "KEY": escape.escape(f"{Path(report.document.path).name} {report.checklist}"),
         "TEXT": f"<p>{''.join(body)}</p>".replace("<p></p>", ""),
     }
     parts = template.split("%%")
@@ -336,7 +378,7 @@ def _html_element(element: ElementVerdict) -> str:
     return f'<li>✓ {name} <a href="#s{element.sentence}">s.&nbsp;{element.sentence}</a></li>'
 
 
-def _html_row(verdict: Verdict) -> str:
+def _html_row(verdict: Verdict, row: int) -> str:
     item = verdict.item
     details = []
     if verdict.elements:
@@ -346,11 +388,25 @@ def _html_row(verdict: Verdict) -> str:
     if verdict.evidence:
         links = " ".join(f'<a href="#s{s.number}">s.&nbsp;{s.number}</a>' for s in verdict.evidence)
         details.append(f"<p class=where>Stated in {links}</p>")
-    numbers = ",".join(str(sentence.number) for sentence in verdict.evidence)
+    if verdict.nearest:
+        links = " ".join(f'<a href="#s{s.number}">s.&nbsp;{s.number}</a>' for s in verdict.nearest)
+        details.append(f"<p class=where>Nearest sentences: {links}</p>")
+    question = escape.escape(question_of(verdict) or "")
+    asked = (
+        f"<label>Question to the author<textarea class=question rows=4>{question}</textarea></label>"
+        if question
+        else ""
+    )
+    details.append(
+        "<div class=judge><button type=button data-judge=accepted aria-pressed=false>Accept</button>"
+        "<button type=button data-judge=rejected aria-pressed=false>Reject</button>"
+        f"<label>Note<textarea class=remark rows=2></textarea></label>{asked}</div>"
+    )
+    numbers = ",".join(str(sentence.number) for sentence in verdict.evidence or verdict.nearest)
     rate = " · ".join(filter(None, (_confidence(verdict), error_rate(verdict))))
     return (
-        f'<li class="item {_css(verdict.status)}" data-sentences="{numbers}">'
-        f'<button type=button aria-expanded="false"><span class=number>{escape.escape(item.number)}</span>'
+        f'<li class="item {_css(verdict.status)}" data-row="{row}" data-sentences="{numbers}">'
+        f'<button type=button class=head aria-expanded="false"><span class=number>{escape.escape(item.number)}</span>'
         f"<span class=text>{escape.escape(item.text)}</span>"
         f"<span class=status>{verdict.status}</span>"
         f"<span class=rate>{rate}</span></button>"

@@ -5,11 +5,13 @@ title, abstract and interests on the articles of SPIRIT-CONSORT-TM; nobody annot
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .documents import Sentence
 from .processing_trialreport import section_kind
+from .study import DESIGNS
 
 _RANDOMISED = re.compile(r"\brandom(i[sz]ed|ly|i[sz]ation)?\b", re.IGNORECASE)
 _INTERESTS = re.compile(
@@ -63,3 +65,23 @@ def interests_are_declared(sentences: Sequence[Sentence]) -> RuleFinding:
     """SPIRIT 28: competing interests are declared, under such a heading or in such words."""
     found = [s for s in sentences if any(_INTERESTS.search(text) for text in (s.text, *s.section[-1:]))]
     return RuleFinding(evidence=_prose(found)[:2], is_stated=bool(_prose(found)))
+
+
+def title_names_design(design: str, sentences: Sequence[Sentence]) -> RuleFinding:
+    """1a of an extension: the title names the design."""
+    pattern = DESIGNS[design]
+    found = tuple(sentence for sentence in _under("title", sentences) if pattern.search(sentence.text))
+    return RuleFinding(evidence=found, is_stated=bool(found))
+
+
+# The names by which files of checklists call them.
+RULES: dict[str, Callable[[Sequence[Sentence]], RuleFinding]] = {
+    "title_is_randomised": title_is_randomised,
+    "abstract_is_structured": abstract_is_structured,
+    "introduction_gives_background": introduction_gives_background,
+    "interests_are_declared": interests_are_declared,
+    "title_names_cluster": partial(title_names_design, "cluster"),
+    "title_names_crossover": partial(title_names_design, "crossover"),
+    "title_names_non_inferiority": partial(title_names_design, "non-inferiority"),
+    "title_names_pilot": partial(title_names_design, "pilot"),
+}

@@ -62,7 +62,7 @@ _ASSIGNED = re.compile(
 )
 _TRIAL = re.compile(r"\brandomi[sz]ed\b[^.;]{0,80}\b(trial|study|design)\b", re.IGNORECASE)
 
-_DESIGNS = _compiled({
+DESIGNS = _compiled({
     "cluster": r"\bclusters?[- ](\w+[- ])?(randomi[sz]ed|trial|design|controlled)|\brandomi[sz]\w+ (by|at the level of|of) (the )?clusters?\b|\bstepped[- ]wedge\b",
     "crossover": r"\bcross-?over (\w+[- ]){0,4}(trial|design|study)\b|\b(trial|design|study) with (a )?cross-?over\b",
     "non-inferiority": r"\b(non-?inferiority|equivalence) (\w+[- ]){0,4}(trial|design|study|margin)\b",
@@ -70,14 +70,6 @@ _DESIGNS = _compiled({
     "factorial": r"\bfactorial\b",
     "parallel": r"\bparallel[- ](\w+[- ])?(group|arm|trial|design)|\bin parallel groups\b",
 })  # fmt: skip
-# The extensions of CONSORT 2010 that a design calls for.
-EXTENSIONS = {
-    "cluster": "cluster randomised trials (2012)",
-    "crossover": "randomised crossover trials (2019)",
-    "non-inferiority": "non-inferiority and equivalence trials (2012)",
-    "pilot": "pilot and feasibility trials (2016)",
-    "factorial": "factorial trials (2023)",
-}
 _OTHERS = re.compile(
     r"\b(previous|earlier|prior|past|other|published|our pilot|in a pilot|from a pilot)\b|\bet al\b", re.IGNORECASE
 )
@@ -185,4 +177,4 @@ def _is_abstract(sentences: Sequence[Sentence], titles: Sequence[Sentence]) -> b
 def _designs(titles: Sequence[Sentence], own: Sequence[Sentence]) -> tuple[str, ...]:
     said = [s.text for s in titles]
     said += [s.text for s in own if _OF_ITSELF.search(s.text) and not _OTHERS.search(s.text)]
-    return tuple(name for name, pattern in _DESIGNS.items() if any(pattern.search(text) for text in said))
+    return tuple(name for name, pattern in DESIGNS.items() if any(pattern.search(text) for text in said))

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from .check import load_complete
-from .checklist import CONSORT_FROM_SPIRIT
 from .configuration_trialreport import TrialReportConfig
 from .corpora import CONSORT_ITEMS, Article, load_consort, load_spirit
 from .modeling_trialreport import TrialReportForSentenceLabels
@@ -121,7 +120,9 @@ def load_bert(folder: Path, labels: Sequence[str]) -> TrialReportForSentenceLabe
             for name, old_name in names.items():
                 new[f"layers.{number}.{name}.{kind}"] = old[f"{source}.{old_name}.{kind}"]
     model.load_state_dict(state | new, strict=True)
-    nn.init.constant_(model.classifier.bias, -4.0)  # an item is stated by one sentence in fifty
+    classifier = model.classifiers[0]
+    assert isinstance(classifier, nn.Linear)
+    nn.init.constant_(classifier.bias, -4.0)  # an item is stated by one sentence in fifty
     return model
 
 
@@ -141,17 +142,6 @@ def load_start(recipe: Recipe, labels: Sequence[str]) -> tuple[TrialReportForSen
 def item_numbers(model: TrialReportForSentenceLabels) -> dict[str, int]:
     """Column of every item, in order."""
     return {str(label): int(number) for number, label in (model.config.id2label or {}).items()}
-
-
-@torch.no_grad()
-def start_consort_from_spirit(model: TrialReportForSentenceLabels, groups: dict[str, tuple[str, ...]]) -> None:
-    """Before CONSORT-TM is seen: an item's row is the mean of the SPIRIT items that it corresponds to."""
-    number = item_numbers(model)
-    for item, others in groups.items():
-        rows = [number[f"spirit:{other}"] for other in others]
-        if rows:
-            model.classifier.weight[number[f"consort:{item}"]] = model.classifier.weight[rows].mean(0)
-            model.classifier.bias[number[f"consort:{item}"]] = model.classifier.bias[rows].mean(0)
 
 
 # ---- data ----
@@ -387,8 +377,6 @@ def train(recipe: Recipe) -> TrialReportForSentenceLabels:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(recipe.seed)
     model, processor = load_start(recipe, label_names(spirit_labels(recipe.data)))
-    if "consort" in recipe.corpora and "spirit" not in recipe.corpora:
-        start_consort_from_spirit(model, CONSORT_FROM_SPIRIT)
     model.eval()
     encoded = [encode_article(article, model, processor, recipe.frozen_layers) for article in select_articles(recipe)]
     fit(model, encoded, recipe, accelerator)

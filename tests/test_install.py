@@ -104,7 +104,8 @@ def test_the_wheel_holds_every_module_and_no_weights(wheel: Path) -> None:
     rooms = {module.split(".")[0] for module in commands if "." in module}
     expected = [*ROOT.glob("*.py"), *(file for room in rooms for file in (ROOT / room).glob("*.py"))]
     assert not [path for path in expected if f"ctfm/{path.relative_to(ROOT).as_posix()}" not in names]
-    others = {"py.typed", *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("evaluate/protocols/*.json"))}
+    data = [*ROOT.glob("evaluate/protocols/*.json"), *ROOT.glob("reporting/checklists/*.json")]
+    others = {"py.typed", *(path.relative_to(ROOT).as_posix() for path in data)}
     assert not [name for name in others if f"ctfm/{name}" not in names]
 
 

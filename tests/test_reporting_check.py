@@ -11,7 +11,6 @@ import pytest
 from ctfm.reporting import read_document, render
 from ctfm.reporting.check import (
     DEFAULT_CHECKPOINT,
-    UNSURE,
     ElementVerdict,
     ErrorRates,
     calibrate,
@@ -24,6 +23,7 @@ from ctfm.reporting.check import (
 from ctfm.reporting.command import main
 from ctfm.reporting.compare import compare_outcomes, describe_changes
 from ctfm.reporting.documents import Document, Sentence
+from ctfm.reporting.submission import write_checklist
 
 EXAMPLE = Path(__file__).parent / "fixtures" / "reporting" / "walking.md"
 PROTOCOL = EXAMPLE.with_name("walking_protocol.md")
@@ -79,14 +79,11 @@ def test_what_the_example_states_is_found_in_its_sentence(report, item, words):
     assert any(words in sentence.text for sentence in verdict.evidence)
 
 
-def test_the_sample_size_of_the_example_lacks_attrition_only(report):
-    document = without(report.document, "lost to follow-up")
-    assert by_number(check_document(document))["7a"].missing_elements == ("allowance for attrition",)
-
-
 def test_an_item_whose_sentences_are_taken_out_is_no_longer_reported(report):
     document = without(report.document, "funded", "funding", "grant")
-    assert by_number(check_document(document))["25"].status == "not found"
+    verdict = by_number(check_document(document))["25"]
+    assert verdict.status in ("not found", "look here")
+    assert verdict.evidence == ()
 
 
 def test_a_conditional_item_without_a_trace_is_not_applicable(report):
@@ -102,6 +99,29 @@ def test_title_and_abstract_are_judged_by_rule(report):
         path="x", kind=".md", sentences=(Sentence(number=1, text="Walking and knees", section=("Title",)),)
     )
     assert by_number(check_document(untitled))["1a"].status == "not found"
+
+
+def test_beside_an_item_that_is_not_found_stand_the_three_nearest_sentences(report):
+    document = without(report.document, "statistician")
+    found = check_document(document)
+    absent = [v for v in found.verdicts if v.status in ("not found", "look here") and v.item.labels]
+    assert absent
+    for verdict in absent:
+        assert [s.number for s in verdict.nearest] == sorted(s.number for s in verdict.nearest)
+        assert len(verdict.nearest) == 3
+        assert set(verdict.nearest) <= set(document.sentences)
+
+
+def test_what_is_too_often_wrong_when_missing_is_shown_as_look_here():
+    wrong = ErrorRates(called_reported=40, called_reported_rightly=38, called_missing=10, called_missing_rightly=5)
+    right = replace(wrong, called_missing_rightly=6)
+    assert (wrong.is_right_when_missing(0.6), right.is_right_when_missing(0.6)) == (False, True)
+    for path in (EXAMPLE, PROTOCOL):
+        for verdict in check(path).verdicts:
+            if verdict.status == "not found" and verdict.error_rates is not None:
+                assert verdict.error_rates.is_right_when_missing(0.6)
+            if verdict.status == "not found" and verdict.probability is not None:
+                assert verdict.confidence >= 0.6
 
 
 def test_error_rates_stand_beside_every_verdict_but_that_of_the_background(report):
@@ -137,23 +157,18 @@ def test_beside_a_missing_element_stands_how_often_that_was_right(report):
     assert "block size (" not in render.markdown(replace(report, verdicts=(replace(verdict, elements=(unknown,)),)))
 
 
-def test_a_verdict_that_is_less_probable_than_its_opposite_says_so_and_is_shown(report):
-    unsure = [v for v in report.verdicts if v.is_unsure]
-    assert [v.item.number for v in unsure] == ["3b", "10"]
-    assert all(v.note == UNSURE and v.probability < 0.5 and v.status == "reported" for v in unsure)
-    assert render.terminal_table(report).count(UNSURE) == len(unsure)
-    assert not any(v.note == UNSURE for v in report.verdicts if not v.is_unsure)
-    absent = replace(unsure[0], status="not found", probability=0.7)
-    assert absent.confidence == pytest.approx(0.3)
-    assert absent.is_unsure
+def test_no_verdict_is_less_probable_than_its_opposite(report, protocol):
+    verdicts = [v for v in (*report.verdicts, *protocol.verdicts) if v.confidence is not None]
+    assert all(verdict.confidence >= 0.5 for verdict in verdicts)
 
 
-def test_an_element_has_the_figures_of_its_own_row(report):
-    rows = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())
-    for verdict in report.verdicts:
+def test_only_elements_whose_absence_was_called_rightly_are_spoken_of(report, protocol):
+    rows = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())["elements"]
+    assert all(row["called_missing_rightly"] >= 0.8 * row["called_missing"] for row in rows.values())
+    for verdict in (v for v in (*report.verdicts, *protocol.verdicts) if v.item.labels):
+        names = {element.name: element.label for element in verdict.item.elements}
         for element in verdict.elements:
-            row = rows.get(f"element:{verdict.item.number}: {element.name}")
-            assert element.error_rates == (None if row is None else ErrorRates.of(row))
+            assert element.error_rates == ErrorRates.of(rows[names[element.name]])
 
 
 def test_calibration_keeps_the_order():
@@ -176,8 +191,8 @@ def test_a_protocol_is_checked_against_spirit(protocol):
     assert any("are not checked" in warning for warning in protocol.warnings)
     verdicts = by_number(protocol)
     assert all(verdicts[number].evidence for number in ("7", "10", "12", "14", "16a", "16b", "24", "28"))
-    assert "allowance for attrition" in verdicts["14"].missing_elements
     assert verdicts["33"].status == "not applicable"
+    assert verdicts["2b"].status == "not checked"
 
 
 def test_a_protocol_that_is_checked_as_a_report_is_told():
@@ -239,7 +254,8 @@ def test_an_abstract_is_held_against_the_list_for_abstracts():
     body = (Sentence(number=n, text=text, section=("Abstract",)) for n, text in enumerate(texts, 2))
     report = check_document(Document(path="x", kind=".txt", sentences=(title, *body)))
     assert report.checklist == "CONSORT for abstracts"
-    assert len(report.verdicts) == 15
+    assert len(report.verdicts) == 17
+    assert report.count("not checked") == 2
     assert all(verdict.error_rates is None and verdict.probability is None for verdict in report.verdicts)
 
 
@@ -261,24 +277,39 @@ def test_the_terminal_table_fits_and_is_plain_without_colours(report):
 
 def test_the_worked_example_shows_what_the_command_says(report):
     page = (EXAMPLE.parents[3] / "docs" / "report_check.md").read_text()
-    shown = re.findall(r"^  (\w+) +[✓~✗] (reported|partly reported|not found) .* (\d+%)", page, re.MULTILINE)
-    assert shown == [
-        (v.item.number, v.status, f"{v.confidence:.0%}")
-        for v in report.verdicts
-        if v.is_unsure or v.status in ("partly reported", "not found")
-    ]
+    shown = re.findall(
+        r"^  (\w+) +[~✗?] (partly reported|not found|look here) .* (\d+%)", page.split("## ")[0], re.MULTILINE
+    )
+    assert shown == [(v.item.number, v.status, f"{v.confidence:.0%}") for v in report.verdicts if v.needs_a_look]
     assert render.counts(report) in page
 
 
-def test_numbers_of_2025_replace_those_of_2010_in_every_format(report):
-    again = render.renumber(report)
-    assert "CONSORT 2025" in render.terminal_table(again, colours=False)
-    assert "| 23b | Why the trial ended" in render.markdown(again)
-    assert json.loads(render.to_json(again))["items"][-1]["number"] == "5a"
-    assert "<span class=number>17b</span><span class=text>Type of random" in render.html(again)
-    assert "are new in CONSORT 2025" in again.warnings[-1]
-    with pytest.raises(ValueError, match="only CONSORT 2010 was renumbered"):
-        render.renumber(again)
+def test_consort_2025_is_whole_and_says_what_it_does_not_check(report):
+    again = check(EXAMPLE, checklist="consort-2025")
+    assert again.checklist == "CONSORT 2025"
+    numbers = [verdict.item.number for verdict in again.verdicts]
+    assert {re.match(r"\d+", number)[0] for number in numbers} == {str(number) for number in range(1, 31)}
+    assert [v.item.number for v in again.verdicts if v.status == "not checked"] == ["8", "24a", "24b"]
+    assert any("3 of 42 items are not checked" in warning for warning in again.warnings)
+    assert json.loads(render.to_json(again))["items"][0]["number"] == "1a"
+
+
+def test_an_extension_follows_the_items_of_consort_2010():
+    text = EXAMPLE.read_text().replace("parallel-group randomised", "cluster randomised crossover")
+    title = text.splitlines()[0].replace("randomised trial", "cluster randomised trial")
+    document = read_document(EXAMPLE)
+    sentences = (replace(document.sentences[0], text=title.lstrip("# ")), *document.sentences[1:])
+    found = check_document(replace(document, sentences=sentences))
+    assert found.extensions == ("CONSORT extension for cluster trials",)
+    own = [verdict for verdict in found.verdicts if verdict.item.part == found.extensions[0]]
+    assert own[0].status == "reported"
+    assert {verdict.status for verdict in own[1:]} == {"not checked"}
+    assert all(len(verdict.nearest) == 3 for verdict in own[1:])
+
+
+def test_a_list_for_another_kind_of_text_is_refused():
+    with pytest.raises(ValueError, match='checklist "spirit" is for a protocol; leave out protocol=False'):
+        check(EXAMPLE, protocol=False, checklist="spirit")
 
 
 def check_schema(value, schema, where="$"):
@@ -295,9 +326,11 @@ def check_schema(value, schema, where="$"):
     if isinstance(value, (int, float)):
         assert schema.get("minimum", value) <= value <= schema.get("maximum", value), where
     if isinstance(value, dict):
-        assert set(schema.get("required", ())) <= set(value) <= set(schema.get("properties", value)), where
+        others = schema.get("additionalProperties", False)
+        known = set(value) if isinstance(others, dict) else set(schema.get("properties", value))
+        assert set(schema.get("required", ())) <= set(value) <= known, where
         for key, part in value.items():
-            check_schema(part, schema["properties"][key], f"{where}.{key}")
+            check_schema(part, schema.get("properties", {}).get(key, others), f"{where}.{key}")
     if isinstance(value, list):
         for number, part in enumerate(value):
             check_schema(part, schema["items"], f"{where}[{number}]")
@@ -305,7 +338,7 @@ def check_schema(value, schema, where="$"):
 
 @pytest.mark.parametrize("which", ["report", "protocol", "2025"])
 def test_json_follows_its_schema(report, protocol, which):
-    found = {"report": report, "protocol": protocol, "2025": render.renumber(report)}[which]
+    found = {"report": report, "protocol": protocol, "2025": check(EXAMPLE, checklist="consort-2025")}[which]
     schema = json.loads((Path(render.__file__).parent / "report.schema.json").read_text())
     check_schema(json.loads(render.to_json(found)), schema)
 
@@ -334,7 +367,7 @@ def test_every_evidence_sentence_of_the_page_can_be_clicked_to(report):
 @pytest.mark.parametrize("name", ["checklist.docx", "checklist.md"])
 def test_the_checklist_to_submit_has_every_item(report, tmp_path, name):
     out = tmp_path / name
-    render.write_checklist(report, out)
+    write_checklist(report, out)
     if name.endswith(".docx"):
         docx = pytest.importorskip("docx")
         assert len(docx.Document(str(out)).tables[0].rows) == 38
@@ -417,12 +450,25 @@ def test_a_folder_leaves_a_page_for_every_report(tmp_path, capsys):
     for name in ("a.md", "a.txt"):
         (source / name).write_text(EXAMPLE.read_text())
     assert (
-        main([str(source), "--html", str(tmp_path / "pages"), "--csv", str(tmp_path / "rows"), "--numbering", "2025"])
+        main(
+            [
+                str(source),
+                "--html",
+                str(tmp_path / "pages"),
+                "--csv",
+                str(tmp_path / "rows"),
+                "--table",
+                str(tmp_path / "editor.csv"),
+            ]
+        )
         == 0
     )
     assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == ["a.md.html", "a.txt.html"]
     assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["a.md.csv", "a.txt.csv"]
     assert "2 reports" in capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "editor.csv").read_text())))
+    assert sorted(row["file"] for row in rows) == ["a.md", "a.txt"]
+    assert {row["checklist"] for row in rows} == {"CONSORT 2010"}
 
 
 def test_a_folder_without_reports_is_named(tmp_path, capsys):
@@ -447,7 +493,7 @@ def test_a_page_that_cannot_be_written_is_named(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--protocol", "--compare", str(PROTOCOL)], "--compare takes one results report"),
-        (["--protocol", "--numbering", "2025"], "--numbering is of CONSORT"),
+        (["--list", "spirit", "--compare", str(PROTOCOL)], "--compare reads outcomes as CONSORT 2010 numbers them"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(arguments, words, capsys):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ctfm.reporting.baselines import RULES, apply_rules
-from ctfm.reporting.check import DEFAULT_CHECKPOINT
-from ctfm.reporting.checklist import SPIRIT
+from ctfm.reporting.calibrate import Scored, calibration_error, correct_left_out, quality, score_items, to_logits
+from ctfm.reporting.cards import elements_table, figures_table
 from ctfm.reporting.corpora import (
     CONSORT_ITEMS,
     METHODS_ITEMS,
@@ -18,9 +18,8 @@ from ctfm.reporting.corpora import (
     load_spirit,
     load_spirit_articles,
 )
-from ctfm.reporting.elements import ELEMENTS
-from ctfm.reporting.evaluate import METHODS_TEST, element_table, fold_thresholds, spirit_item_table
-from ctfm.reporting.metrics import best_threshold, bootstrap_interval, choose_thresholds, fold_mean, missing, score
+from ctfm.reporting.evaluate import METHODS_TEST, fold_thresholds
+from ctfm.reporting.metrics import best_threshold, choose_thresholds, fold_mean, missing, score, score_intervals
 
 CORPORA = Path(__file__).parents[2] / "shared" / "trial_reports"
 needs_corpora = pytest.mark.skipif(not CORPORA.is_dir(), reason=f"the annotated corpora are not at {CORPORA}")
@@ -60,20 +59,11 @@ def test_the_methods_split_of_2021_is_twelve_articles_of_the_corpus():
     assert len(METHODS_ITEMS) == 17
 
 
-@needs_corpora
-def test_the_figures_beside_elements_are_those_of_the_patterns():
-    calibration = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())
-    assert element_table(CORPORA) == {name: row for name, row in calibration.items() if name.startswith("element:")}
-
-
-def test_the_data_card_has_the_figures_beside_elements():
-    calibration = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())
-    card = (Path(__file__).parents[1] / "reporting" / "data_card.md").read_text()
-    keys = [element.key for element in ELEMENTS if f"element:{element.key}" in calibration]
-    assert len(keys) == sum(name.startswith("element:") for name in calibration)
-    for key in keys:
-        said, right, absent, right_absent = calibration[f"element:{key}"].values()
-        assert f"| {key} | {right} of {said} | {right_absent} of {absent} |" in card
+def test_both_cards_hold_the_measured_figures():
+    room = Path(__file__).parents[1] / "reporting"
+    results = json.loads((room / "results.json").read_text())
+    assert figures_table(results) in (room / "model_card.md").read_text()
+    assert elements_table(results) in (room / "data_card.md").read_text()
 
 
 def test_absent_corpora_are_named_with_the_cure(tmp_path):
@@ -104,20 +94,45 @@ def test_a_missing_item_is_found_when_nothing_was_labelled():
     assert missing(gold, np.array([[False, False, False]])).precision == pytest.approx(2 / 3)
 
 
-def test_an_item_of_several_labels_is_counted_once_an_article(tmp_path):
-    head = "Protocol/Results,PairID,PMCID,ChecklistItem,Reported,Split"
-    rows = ["Protocol,1,PMC1,8d_Design_Ratio,1,valid", "Protocol,2,PMC2,8d_Design_Ratio,0,valid"]
-    (tmp_path / "spirit_consort_tm.articles_train_valid.csv").write_text("\n".join([head, *rows]))
-    names = [name for item in SPIRIT for name in item.labels]
-    calibration = {name: {"article_threshold": 0.5, "slope": 1.0, "offset": 0.0} for name in names}
-    predictions = {pmcid: np.zeros((3, len(names))) for pmcid in ("PMC1", "PMC2")}
-    predictions["PMC1"][1, names.index("spirit:8b_Design_Framework")] = 0.9
-    table, quality = spirit_item_table(tmp_path, predictions, names, calibration)
-    assert tuple(table["item:SPIRIT 8"].values()) == (1, 1, 1, 1)
-    assert tuple(table["item:SPIRIT 7"].values()) == (0, 0, 2, 2)
-    assert quality["verdicts"] == 2 * len(table)
-    assert quality["brier"] == pytest.approx(0.1**2 / quality["verdicts"], abs=1e-6)
-    assert quality["error_in_ten_bins"] == pytest.approx(0.1 / quality["verdicts"], abs=1e-5)
+def test_an_item_of_several_labels_is_there_if_any_of_them_is():
+    names = ["spirit:a", "spirit:b"]
+    article = Article(
+        pmcid="1", corpus="spirit", kind="Protocol", sentences=("x",), sections=((),), items=(frozenset("b"),), pair=1
+    )
+    scored = score_items(
+        [article], {"1": np.array([[0.2, 0.9]])}, names, [("spirit:a",), tuple(names)], {"1": frozenset("b")}
+    )
+    assert scored.there.tolist() == [[False, True]]
+    np.testing.assert_allclose(scored.logits, [[np.log(0.25), np.log(9)]])
+
+
+def test_calibration_is_perfect_where_confidence_is_the_share_that_is_right():
+    assert calibration_error(np.full(4, 0.75), np.array([True, True, True, False])) == 0
+    assert calibration_error(np.full(4, 0.95), np.zeros(4, dtype=bool)) == pytest.approx(0.95)
+    found = quality(np.array([[0.9, 0.2]]), np.array([[True, False]]))
+    assert (found["reported"]["right"], found["not found"]["right"]) == (1, 1)
+
+
+def test_a_correction_undoes_what_makes_probabilities_too_sure():
+    generator = np.random.default_rng(0)
+    true = generator.uniform(0.05, 0.95, (400, 20))
+    there = generator.random(true.shape) < true
+    too_sure = 1 / (1 + np.exp(-(2 * to_logits(true) + 0.5)))
+    scored = Scored(logits=to_logits(too_sure), there=there, groups=np.arange(400) // 40)
+    corrected = correct_left_out(too_sure, scored)
+    np.testing.assert_allclose(corrected, true, atol=0.06)
+    assert calibration_error(corrected, there) < 0.02 < calibration_error(too_sure, there)
+
+
+def test_the_correction_of_an_article_does_not_depend_on_its_own_pair():
+    generator = np.random.default_rng(1)
+    probability, there = generator.uniform(0.05, 0.95, (8, 30)), generator.random((8, 30)) < 0.5
+    scored = Scored(logits=to_logits(probability), there=there, groups=np.arange(8) // 2)
+    other = there.copy()
+    other[:2] = ~other[:2]
+    before, after = (correct_left_out(probability, replace(scored, there=flags)) for flags in (there, other))
+    assert np.array_equal(before[:2], after[:2])
+    assert not np.array_equal(before[2:], after[2:])
 
 
 def test_the_best_threshold_beats_every_other():
@@ -167,7 +182,7 @@ def test_the_interval_holds_the_estimate():
     generator = np.random.default_rng(2)
     articles = [(generator.random((20, 3)) < 0.3, generator.random((20, 3)) < 0.3) for _ in range(12)]
     estimate = score(*(np.concatenate(part) for part in zip(*articles, strict=True))).f1
-    low, high = bootstrap_interval(articles, lambda g, p: score(g, p).f1, draws=200)
+    low, high = score_intervals(articles, draws=200)["f1"]
     assert low <= estimate <= high
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from ctfm.reporting import TrialReportConfig, TrialReportForSentenceLabels, TrialReportProcessor
+from ctfm.reporting.build import VIEWS, Member, mix, predict, read_article, reset, share_table, start_consort
 from ctfm.reporting.check import DEFAULT_CHECKPOINT
+from ctfm.reporting.corpora import Article
 from ctfm.reporting.processing_trialreport import SECTION_KINDS, section_kind
 from ctfm.reporting.train import learning_rate_scale, load_bert
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -63,6 +65,17 @@ def model():
     return TrialReportForSentenceLabels(config).eval()
 
 
+@pytest.fixture
+def views(model, processor):
+    """A model with every view of a release, and its processor."""
+    torch.manual_seed(1)
+    config = TrialReportConfig(**{**model.config.to_dict(), "num_sentence_encoders": 2, "lexical_buckets": 64})
+    seeing = TrialReportForSentenceLabels(config).eval()
+    torch.nn.init.normal_(seeing.lexical.table.scale, std=0.05)
+    seeing.lexical.table.values.random_(-127, 128)
+    return seeing, TrialReportProcessor(processor.tokenizer, window_tokens=24, sentence_tokens=8, lexical_buckets=64)
+
+
 def run(model, processor, sentences, sections):
     batch = processor(sentences, sections)
     with torch.no_grad():
@@ -115,6 +128,49 @@ def test_the_loss_counts_only_annotated_labels(model, processor):
         output = model(**inputs, labels=labels)
     expected = torch.nn.functional.softplus(-output.logits[0, :, 0]).mean()
     torch.testing.assert_close(output.loss, expected)
+
+
+def test_an_item_is_the_mean_of_the_views_by_the_shares_of_its_corpus(views, tmp_path):
+    model, processor = views
+    names = ["consort:2b", "consort:3a", "spirit:7_Objectives"]
+    article = Article(
+        pmcid="PMC1",
+        corpus="consort",
+        kind="Results",
+        sentences=tuple(SENTENCES),
+        sections=tuple(map(tuple, SECTIONS)),
+        items=(frozenset(),) * len(SENTENCES),
+    )
+    model.view_shares.copy_(share_table(names))
+    read = read_article(article, model, processor, tmp_path, names, frozenset())
+    expected = mix([{"PMC1": predict(model, read, view)} for view in VIEWS], names)["PMC1"]
+    found = run(model, processor, SENTENCES, SECTIONS)[0].sigmoid()
+    torch.testing.assert_close(found, torch.tensor(expected).float(), atol=2e-3, rtol=0)  # kept vectors are float16
+    alone = [predict(model, read, view)[:, 2] for view in VIEWS]
+    torch.testing.assert_close(found[:, 2], torch.tensor(0.6 * alone[0] + 0.4 * alone[2]), atol=2e-3, rtol=0)
+
+
+def test_the_shares_of_every_label_sum_to_one():
+    table = share_table(["consort:2b", "spirit:7_Objectives"])
+    torch.testing.assert_close(table.sum(0), torch.ones(2))
+
+
+def test_the_view_of_consort_starts_from_the_labels_that_correspond(views, monkeypatch):
+    names = ["consort:2b", "consort:3a", "spirit:7_Objectives"]
+    monkeypatch.setattr("ctfm.reporting.build.CONSORT_FROM_SPIRIT", {"2b": ("7_Objectives",)})
+    member = Member(views[0], 1)
+    reset(member, 0)
+    before = member.classifier.weight[1].clone()
+    start_consort(member, names)
+    assert torch.equal(member.classifier.weight[0], member.classifier.weight[2])
+    assert torch.equal(member.classifier.weight[1], before)
+
+
+def test_a_model_with_a_lexical_view_wants_its_inputs(views):
+    model, processor = views
+    batch = processor(SENTENCES, SECTIONS)
+    with pytest.raises(ValueError, match="has a lexical view; pass all that TrialReportProcessor gives"):
+        model(**{name: batch[name] for name in batch if not name.startswith(("lexical", "cut"))})
 
 
 def test_every_token_of_a_sentence_points_to_it_and_headers_to_none(processor):
@@ -200,6 +256,6 @@ def test_the_default_checkpoint_is_small_and_calibrated_for_every_label():
     assert sum(path.stat().st_size for path in DEFAULT_CHECKPOINT.iterdir()) <= 50_000_000
     config = json.loads((DEFAULT_CHECKPOINT / "config.json").read_text())
     calibration = json.loads((DEFAULT_CHECKPOINT / "calibration.json").read_text())
-    assert set(config["id2label"].values()) == {
-        name for name in calibration if not name.startswith(("rule:", "item:", "element:"))
-    }
+    names = set(config["id2label"].values())
+    assert set(calibration["sentence_thresholds"]) == names
+    assert names <= set(calibration["items"])

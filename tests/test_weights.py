@@ -15,8 +15,8 @@ from ctfm import CTFMForImageClassification, CTFMForSemanticSegmentation
 from ctfm.embedding import load
 from ctfm.evaluate.features import load_encoder
 from ctfm.phantom import gallery
+from ctfm.reporting.build import load_encoder as load_report_encoder
 from ctfm.reporting.check import load_labeller
-from ctfm.reporting.evaluate import write_checkpoint
 from ctfm.reporting.train import Recipe, load_start
 from ctfm.train import finetune
 from ctfm.train.recipes import FINE_TUNINGS, FineTuning
@@ -27,7 +27,7 @@ from tests.tiny import save_tiny, tiny_config
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "reporting" / "checkpoints" / "default"
-LACKED = {"scan": "vision_model.local_model.norm.weight", "report": "classifier.bias"}
+LACKED = {"scan": "vision_model.local_model.norm.weight", "report": "classifiers.0.bias"}
 
 
 def build_for_benchmark(name: str) -> object:
@@ -80,7 +80,6 @@ LOADS: dict[str, Callable[[Path, Path], object]] = {
 }
 REPORT_LOADS: dict[str, Callable[[Path, Path], object]] = {
     "report-check": lambda folder, out: load_labeller(folder),
-    "its release": lambda folder, out: write_checkpoint(folder, out, {}),
     "its training": lambda folder, out: load_start(Recipe(init=folder, data=out, out=out), []),
 }
 
@@ -99,6 +98,12 @@ def test_a_checkpoint_of_reports_that_lacks_a_weight_is_refused(
 ) -> None:
     with pytest.raises(OSError, match=f"lacks 1 weights, {LACKED['report']}"):
         REPORT_LOADS[who](lacking["report"], tmp_path)
+
+
+def test_a_checkpoint_of_reports_is_not_built_on_an_encoder_that_lacks_a_weight(tmp_path: Path) -> None:
+    folder = drop(shutil.copytree(REPORT, tmp_path / "report"), "layers.3.norm1.weight")
+    with pytest.raises(ValueError, match=r"it differs in layers\.3\.norm1\.weight\."):
+        load_report_encoder(folder, ["spirit:7_Objectives"])
 
 
 def test_a_release_is_not_tried_with_a_weight_that_was_drawn(lacking: dict[str, Path], tmp_path: Path) -> None:
