@@ -90,7 +90,7 @@ def main() -> None:
     batches = [processor(Volume(hu=one.hu.numpy(), affine=one.affine)) for one in phantoms]
     inputs = [(batch.pixel_values.numpy(), batch.crop_grid.numpy()) for batch in batches]
     int8 = copy.deepcopy(scan)
-    int8.model.to_int8()
+    int8.model.set_precision("int8")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "onnxscript")}
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
         exact, small = Path(scratch, "exact.onnx"), Path(scratch, "int8.onnx")
