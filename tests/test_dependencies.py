@@ -16,7 +16,7 @@ from ctfm.train import LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # folder -> the extras that whoever runs it has
-    ".": ("io", "search"),
+    ".": ("io", "search", "onnx"),
     "phantom": ("io", "train"),
     "train": ("io", "train"),
     "evaluate": ("io", "train"),
@@ -46,13 +46,14 @@ def test_what_a_room_imports_is_declared(room: str) -> None:
     required = [*project["dependencies"], *(line for x in ROOMS[room] for line in project["optional-dependencies"][x])]
     declared = {normal(re.match(r"[\w.-]+", line)[0]) for line in required}  # type: ignore[index]
     owners = {"faiss": ["faiss-cpu"]} | packages_distributions()  # whoever lacks the extra [search] can tell, too
-    # "spaces" is on the Hub alone; with "dicom2nifti", "hnswlib" and "spectre" benchmarks compare, where they are installed.
+    # "spaces" is on the Hub alone; the others are what benchmarks compare with, where they are installed.
     own = {
         "ctfm",
         "tests",
         "spaces",
         "dicom2nifti",
         "hnswlib",
+        "openvino",
         "spectre",
         *(path.stem for path in (ROOT / "space").glob("*.py")),
     }
