@@ -266,9 +266,8 @@ def test_a_question_is_answered_with_its_rank_and_has_a_map_where_it_fits(looked
 def test_similar_scans_show_their_pictures_and_the_features_are_drawn(looked: Visit) -> None:
     page = looked.page
     open_box(page, "similar-box")
-    pictures = page.locator("#similar img")
-    assert pictures.count() == 3
-    pictures.first.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('#similar img').length === 3")  # Gradio fills a box when it opens
+    page.locator("#similar img").first.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('#similar img').naturalWidth > 0")
     open_box(page, "components-box")
     page.click("#draw")
