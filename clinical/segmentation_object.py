@@ -13,6 +13,7 @@ from pydicom.sr.codedict import codes
 from ..segmentation import Segmentation
 from ..volume_ctfm import Volume, VolumeError
 from ..volume_dicom_header_ctfm import quiet_pydicom
+from ..whole_files import written_whole
 from .codes import coding_scheme, structure_code
 from .source import MANUFACTURER, NOTICE, REQUIRED_EMPTY, UTF_8, Maker, SourceSeries, finish_object
 
@@ -107,7 +108,5 @@ def blank(headers: Iterable[Dataset]) -> Iterable[Dataset]:
 
 def write_object(path: Path, made: Dataset) -> None:
     """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with quiet_pydicom:
+    with written_whole(path) as partial, quiet_pydicom:
         made.save_as(partial, enforce_file_format=True)
-    partial.replace(path)

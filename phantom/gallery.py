@@ -11,7 +11,6 @@ weights stays. No patient is in it.
 """
 
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -28,6 +27,7 @@ from .. import CTFMModel, CTFMProcessor
 from ..drawing_ctfm import INTENSITY_WINDOWS, draw_planes
 from ..volume_ctfm import Volume
 from ..weights import hash_weight_files, load_complete
+from ..whole_files import write_json, written_whole
 from .dicom_series import write_dicom_series
 from .make import Phantom, make_phantom
 
@@ -65,9 +65,8 @@ def write_examples(out: Path, shape: tuple[int, int, int]) -> None:
             if path.is_file():
                 continue
             phantom = make_phantom(case["seed"], shape=shape, findings=case["findings"])
-            partial = path.with_suffix(".partial")
-            write_zip(phantom, partial)
-            os.replace(partial, path)
+            with written_whole(path) as partial:
+                write_zip(phantom, partial)
     finally:
         drawing.unlink()
 
@@ -110,9 +109,7 @@ def index(config: GalleryConfig) -> None:
             }
         )
     save_file({"image_embeds": torch.stack(embeddings)}, folder / "gallery.safetensors")
-    partial = listed.with_suffix(".partial")  # a Space that runs takes it as soon as it is there
-    partial.write_text(json.dumps({"weights": digest, "scans": rows}, indent=1) + "\n")
-    os.replace(partial, listed)
+    write_json(listed, {"weights": digest, "scans": rows})  # a Space that runs takes it as soon as it is there
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,8 +12,7 @@ import highdicom
 import numpy as np
 import pytest
 import scipy.ndimage
-import torch
-from ctfm import CTFMForSemanticSegmentation, CTFMImageProcessor, read_volume
+from ctfm import read_volume
 from ctfm.__main__ import main
 from ctfm.clinical.codes import (
     FINDINGS,
@@ -42,7 +41,7 @@ from pydicom.uid import EnhancedCTImageStorage
 
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 from tests.test_segment_command import NAMES, by_threshold, oblique_affine, tilted_affine
-from tests.tiny import tiny_config
+from tests.tiny import save_tiny_segmenter
 
 MAKER = Maker(name="tiny", digest="0123456789abcdef", settings="[]")
 REAL_SERIES = sorted((Path(__file__).parents[2] / "shared" / "ct").rglob("*.dcm.zip"))
@@ -441,13 +440,7 @@ def test_a_side_is_told_apart_from_the_name_and_private_codes_are_short() -> Non
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("segmenter")
-    torch.manual_seed(0)
-    config = tiny_config()
-    config.structures = NAMES
-    CTFMForSemanticSegmentation(config).save_pretrained(folder)
-    CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native").save_pretrained(folder)
-    return folder
+    return save_tiny_segmenter(tmp_path_factory.mktemp("segmenter"), NAMES)
 
 
 def test_the_command_writes_a_seg_beside_the_label_map_and_a_second_run_nothing(

@@ -6,8 +6,7 @@ from typing import Any
 
 import highdicom
 import pytest
-import torch
-from ctfm import CTFMForSemanticSegmentation, CTFMImageProcessor, read_volume
+from ctfm import read_volume
 from ctfm.__main__ import main
 from ctfm.clinical.fhir import SYSTEMS, make_fhir
 from ctfm.clinical.pdf_report import MAX_FINDINGS, draw_page, make_pdf
@@ -23,7 +22,7 @@ from tests.phantoms import phantom_volume
 from tests.test_clinical_objects import MAKER, SECRETS, check_by_dciodvfy, results_of, write_scan
 from tests.test_segment_command import NAMES
 from tests.test_worklist import write_checkpoint
-from tests.tiny import tiny_config
+from tests.tiny import save_tiny_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +120,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("segmenter")
-    torch.manual_seed(0)
-    config = tiny_config()
-    config.structures = NAMES
-    CTFMForSemanticSegmentation(config).save_pretrained(folder)
-    CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native").save_pretrained(folder)
-    return folder
+    return save_tiny_segmenter(tmp_path_factory.mktemp("segmenter"), NAMES)
 
 
 def test_the_command_writes_every_object_once_and_says_nothing_of_the_patient(

@@ -28,20 +28,14 @@ from ctfm.volume_ctfm import GeometryError, Volume, write_nifti
 
 from tests.phantoms import canonical_affine, phantom_hu, phantom_volume
 from tests.test_docs import blocks, run_fresh
-from tests.tiny import tiny_config
+from tests.tiny import save_tiny_segmenter, tiny_config
 
 NAMES = {0: "background", 1: "liver", 2: "left kidney"}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("segmenter")
-    torch.manual_seed(0)
-    config = tiny_config()
-    config.structures = NAMES
-    CTFMForSemanticSegmentation(config).save_pretrained(folder)
-    CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native").save_pretrained(folder)
-    return folder
+    return save_tiny_segmenter(tmp_path_factory.mktemp("segmenter"), NAMES)
 
 
 @pytest.fixture(scope="module")

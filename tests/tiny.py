@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from ctfm import CTFMConfig, CTFMImageProcessor, CTFMModel
+from ctfm import CTFMConfig, CTFMForSemanticSegmentation, CTFMImageProcessor, CTFMModel
 from ctfm.processing_ctfm import CTFMProcessor
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -76,4 +76,14 @@ def save_tiny(folder: Path) -> Path:
     torch.manual_seed(0)
     CTFMModel(tiny_config()).save_pretrained(folder)
     CTFMProcessor(CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native"), tiny_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_segmenter(folder: Path, structures: dict[int, str]) -> Path:
+    """A segmenter of seed 0 with its image processor."""
+    torch.manual_seed(0)
+    config = tiny_config()
+    config.structures = structures
+    CTFMForSemanticSegmentation(config).save_pretrained(folder)
+    CTFMImageProcessor(crop_size=(8, 16, 16), spacing="native").save_pretrained(folder)
     return folder

@@ -66,8 +66,8 @@ def convert(local_model: "CTFMLocalModel", precision: str) -> None:
 def list_candidates(config: "CTFMVisionConfig", device: torch.device) -> list[str]:
     """Precisions that are faster than float32 on a device, the fastest first.
 
-    Measured with one thread by benchmarks/inference.py: 8-bit products gain on every x86 processor, most with VNNI; where
-    bfloat16 products exist, they serve narrow layers as well, without a pass over the activations.
+    8-bit products gain on every x86 processor, most with VNNI, and in wide layers more than bfloat16
+    (benchmarks/spectre_fm.py); in narrow ones bfloat16 does as well, without a pass over the activations.
     """
     is_wide = config.hidden_size >= WIDE
     candidates = ["bfloat16"] if multiplies_bfloat16(device) else []
